@@ -1,0 +1,1 @@
+"""forge: a durable, fair, event-sourced picture service in front of ComfyUI."""

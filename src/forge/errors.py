@@ -1,0 +1,283 @@
+"""Every error forge raises on purpose, in one tree.
+
+::
+
+    ForgeError
+    ├── Refused                     the request cannot be granted as it stands
+    │   ├── Invalid                 422, names every field
+    │   ├── Malformed               400, could not be read at all
+    │   ├── TooLarge                413
+    │   ├── NotFound                404, also for what belongs to somebody else
+    │   ├── Forbidden               403
+    │   ├── Unauthenticated         401
+    │   ├── KeyReused               422, same Idempotency-Key, other body
+    │   ├── JobAlreadyOver          409
+    │   ├── JobNotFailed            409
+    │   └── QueueFull               503, forge as a whole is full
+    ├── Unavailable                 a server forge needs does not answer: 503, try again
+    │   ├── LogUnavailable
+    │   ├── DatabaseUnavailable
+    │   └── NoBackend
+    ├── StaleAttempt                a result came from an attempt that is no longer current
+    ├── Conflict                    the log moved on since the decision was made: load, decide again
+    ├── LogUnreadable               an event in the log cannot be decoded
+    ├── TopologyDiffers             a stream or consumer cannot be changed into what the file says
+    ├── SettingInvalid              a variable of the environment has a bad value
+    ├── WorkflowInvalid             a job type's two files are wrong
+    ├── MigrationFailed             the database cannot be brought to this version
+    ├── ServerFailed                an embedded server did not start
+    ├── PictureRefused              bytes that are not a picture forge accepts
+    ├── StoreFailed                 the asset volume refused a write
+    └── ComfyError                  what ComfyUI did to a prompt
+        ├── BackendUnreachable      no answer: look again before anything else
+        ├── BackendWedged           it answers but no longer executes
+        ├── PromptRejected          it will never run: permanent
+        ├── PromptFailed            it ran into an error
+        ├── PromptInterrupted       somebody stopped it
+        ├── PromptLost              ComfyUI no longer knows it
+        └── PromptTimedOut          it ran longer than its job type allows
+
+Whether to try again is decided by type (``retryable``), never by reading text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+
+class ForgeError(Exception):
+    """Something forge knows how to name."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or (type(self).__doc__ or "").split("\n")[0])
+
+    @property
+    def detail(self) -> str:
+        return str(self.args[0])
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One field of a request and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class Refused(ForgeError):
+    """The request cannot be granted."""
+
+    code = "refused"
+
+
+class Invalid(Refused):
+    """The request was understood, but some fields are not acceptable."""
+
+    code = "invalid"
+
+    def __init__(self, errors: list[FieldError], detail: str = "") -> None:
+        self.errors = errors
+        super().__init__(detail or "; ".join(f"{e.field}: {e.message}" for e in errors[:5]))
+
+
+class Malformed(Refused):
+    """The request could not be read."""
+
+    code = "malformed"
+
+
+class TooLarge(Refused):
+    """The request is larger than forge accepts."""
+
+    code = "too_large"
+
+
+class NotFound(Refused):
+    """There is no such thing here."""
+
+    code = "not_found"
+
+
+class Unauthenticated(Refused):
+    """Send a valid key as `Authorization: Bearer KEY`."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(Refused):
+    """This key may not do that."""
+
+    code = "forbidden"
+
+
+class KeyReused(Refused):
+    """This Idempotency-Key was used with another body; send a new key for a new request."""
+
+    code = "idempotency_key_reused"
+
+
+class JobAlreadyOver(Refused):
+    """The job is already over."""
+
+    code = "job_over"
+
+
+class JobNotFailed(Refused):
+    """Only a failed job can be retried."""
+
+    code = "job_not_failed"
+
+
+class QueueFull(Refused):
+    """forge's queue is full; try again later."""
+
+    code = "queue_full"
+
+
+class Unavailable(ForgeError):
+    """A server that forge needs does not answer."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class LogUnavailable(Unavailable):
+    """The event log (NATS) does not answer; nothing can be accepted right now."""
+
+    code = "log_unavailable"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database (Postgres) does not answer; submitting still works, reading does not."""
+
+    code = "database_unavailable"
+
+
+class NoBackend(Unavailable):
+    """No ComfyUI is reachable."""
+
+    code = "no_backend"
+
+
+class StaleAttempt(ForgeError):
+    """Another attempt of this job is current, or the job is over."""
+
+    code = "stale_attempt"
+
+
+class Conflict(ForgeError):
+    """The log moved on since the decision was made."""
+
+    code = "conflict"
+    retryable = True
+
+
+class LogUnreadable(ForgeError):
+    """An event in the log cannot be decoded."""
+
+    code = "log_unreadable"
+
+
+class TopologyDiffers(ForgeError):
+    """A stream or consumer on the server cannot be changed into what the file says."""
+
+    code = "topology_differs"
+
+
+class SettingInvalid(ForgeError):
+    """A setting has a value forge cannot use."""
+
+    code = "setting_invalid"
+
+
+class WorkflowInvalid(ForgeError):
+    """A job type's files are wrong."""
+
+    code = "workflow_invalid"
+
+
+class MigrationFailed(ForgeError):
+    """The database cannot be brought to this version."""
+
+    code = "migration_failed"
+
+
+class ServerFailed(ForgeError):
+    """An embedded server did not start."""
+
+    code = "server_failed"
+
+
+class PictureRefused(ForgeError):
+    """These bytes are not a picture forge accepts."""
+
+    code = "picture_refused"
+
+
+class StoreFailed(ForgeError):
+    """The asset volume refused a write."""
+
+    code = "store_failed"
+    retryable = True
+
+
+class ComfyError(ForgeError):
+    """ComfyUI did something to a prompt."""
+
+    code = "comfyui"
+
+
+class BackendUnreachable(ComfyError):
+    """ComfyUI did not answer; whether it has the prompt is unknown."""
+
+    code = "backend_unreachable"
+    retryable = True
+
+
+class BackendWedged(ComfyError):
+    """ComfyUI answers but no longer executes."""
+
+    code = "backend_wedged"
+    retryable = True
+
+
+class PromptRejected(ComfyError):
+    """ComfyUI refused the graph; it will never run."""
+
+    code = "prompt_rejected"
+
+    def __init__(self, detail: str = "", node_errors: dict[str, object] | None = None) -> None:
+        self.node_errors = node_errors or {}
+        super().__init__(detail)
+
+
+class PromptFailed(ComfyError):
+    """A node of the graph raised an error."""
+
+    code = "prompt_failed"
+    retryable = True
+
+
+class PromptInterrupted(ComfyError):
+    """Somebody interrupted the prompt at ComfyUI."""
+
+    code = "prompt_interrupted"
+    retryable = True
+
+
+class PromptLost(ComfyError):
+    """ComfyUI no longer knows the prompt."""
+
+    code = "prompt_lost"
+    retryable = True
+
+
+class PromptTimedOut(ComfyError):
+    """The prompt ran longer than its job type allows."""
+
+    code = "prompt_timed_out"
+    retryable = True

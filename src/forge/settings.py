@@ -1,0 +1,158 @@
+"""Settings: one frozen struct, read from the environment once.
+
+The hard limits (L1-L4) are constants in :mod:`forge.domain.limits`, not settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+
+from forge.errors import SettingInvalid
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """One bootstrap key: who it speaks for and with which rights."""
+
+    role: str
+    user: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self.role}:{self.user}:…)"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What `forge settings` says about one variable."""
+
+    variable: str
+    meaning: str
+    unit: str = ""
+    secret: bool = False
+
+
+ROLES = ("player", "service", "operator")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an operator may set; every field names its variable, meaning and unit."""
+
+    nats_url: Annotated[str, Setting("FORGE_NATS_URL", "where the event log lives")] = "nats://127.0.0.1:4222"
+    postgres_dsn: Annotated[
+        str, Setting("FORGE_POSTGRES_DSN", "where the tables live", secret=True)
+    ] = "postgresql://postgres@127.0.0.1:5432/forge"
+    comfyui_urls: Annotated[
+        tuple[str, ...], Setting("FORGE_COMFYUI_URLS", "ComfyUI servers, comma separated, preferred first")
+    ] = ("http://127.0.0.1:8188",)
+    data_dir: Annotated[Path, Setting("FORGE_DATA_DIR", "where pictures and embedded servers keep their files")] = Path(
+        ".forge"
+    )
+    host: Annotated[str, Setting("FORGE_HOST", "address the API listens on")] = "127.0.0.1"
+    port: Annotated[int, Setting("FORGE_PORT", "port the API listens on; 0 takes a free one")] = 8600
+    workflows_dir: Annotated[
+        Path | None, Setting("FORGE_WORKFLOWS_DIR", "your own job types, two files each; none by default")
+    ] = None
+    api_keys: Annotated[
+        tuple[ApiKey, ...], Setting("FORGE_API_KEYS", "bootstrap keys as role:user:secret,…", secret=True)
+    ] = ()
+    asset_ttl_seconds: Annotated[
+        int, Setting("FORGE_ASSET_TTL_SECONDS", "how long an asset lives unless the request says otherwise", "s")
+    ] = 7 * 86400
+    disk_warn_ratio: Annotated[
+        float, Setting("FORGE_DISK_WARN_RATIO", "part of the asset volume in use that raises a warning", "0-1")
+    ] = 0.8
+    disk_clean_ratio: Annotated[
+        float, Setting("FORGE_DISK_CLEAN_RATIO", "part of the asset volume in use that starts a clean-up", "0-1")
+    ] = 0.9
+    disk_limit_bytes: Annotated[
+        int | None,
+        Setting("FORGE_DISK_LIMIT_BYTES", "treat the asset volume as this large; default: the real volume", "bytes"),
+    ] = None
+    rate_per_hour: Annotated[
+        int, Setting("FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour", "jobs/h")
+    ] = 20
+    queue_limit: Annotated[int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")] = (
+        10_000
+    )
+    scan_seconds: Annotated[
+        float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
+    ] = 60.0
+
+    @property
+    def assets_dir(self) -> Path:
+        return self.data_dir / "assets"
+
+
+def describe() -> dict[str, Setting]:
+    """Field name → its :class:`Setting`, in the order of declaration."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {
+        name: next(a for a in get_args(hints[name]) if isinstance(a, Setting))
+        for name in Settings.__struct_fields__
+    }
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingInvalid: names the variable and the value that cannot be used.
+    """
+    values: dict[str, Any] = {}
+    hints = get_type_hints(Settings)
+    for name, setting in describe().items():
+        raw = environ.get(setting.variable, "").strip()
+        if raw:
+            try:
+                values[name] = _parse(name, raw, hints[name])
+            except (ValueError, msgspec.ValidationError) as error:
+                shown = "…" if setting.secret else repr(raw)
+                raise SettingInvalid(f"{setting.variable}={shown}: {error}") from None
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _parse(name: str, raw: str, kind: Any) -> Any:
+    if name == "comfyui_urls":
+        return tuple(_url(u.strip()) for u in raw.split(",") if u.strip())
+    if name == "api_keys":
+        return tuple(_api_key(k.strip()) for k in raw.split(",") if k.strip())
+    if kind in (Path, Path | None):
+        return Path(raw).expanduser().absolute()
+    return msgspec.convert(raw, kind, strict=False)
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError(f"{text!r} is not an http:// or https:// address")
+    return text.rstrip("/")
+
+
+def _api_key(text: str) -> ApiKey:
+    role, _, rest = text.partition(":")
+    user, _, secret = rest.partition(":")
+    if role not in ROLES or not user or not secret:
+        raise ValueError(f"each key is role:user:secret with a role of {', '.join(ROLES)}")
+    return ApiKey(role, user, secret)
+
+
+def _check(s: Settings) -> None:
+    bounds = {
+        "port": 0 <= s.port <= 65535,
+        "asset_ttl_seconds": s.asset_ttl_seconds > 0,
+        "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
+        "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
+        "rate_per_hour": s.rate_per_hour > 0,
+        "queue_limit": s.queue_limit > 0,
+        "scan_seconds": s.scan_seconds > 0,
+        "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,
+        "comfyui_urls": len(s.comfyui_urls) > 0,
+    }
+    for name, fine in bounds.items():
+        if not fine:
+            raise SettingInvalid(f"{describe()[name].variable}={getattr(s, name)!r}: out of range")
