@@ -60,17 +60,32 @@ def clean(
     Raises:
         Invalid: with one entry for each thing that is wrong.
     """
-    problems = list(_unreadable(text, max_length))
-    if not problems:
-        text = _tidied(text)
-        problems = list(_suspicious(text, embeddings, allow_weights))
-    if not problems:
-        if not allow_weights:
-            text = _BARE_PARENTHESIS.sub(r"\\\1", text)
-        problems = list(_wrong_length(text, max_length))
+    text = plain(text, max_length=max_length, field=field)
+    # A backslash at the end would escape whatever a pattern puts after the text.
+    while text.endswith("\\"):
+        text = text[:-1].rstrip()
+    problems = list(_suspicious(text, embeddings, allow_weights))
+    if not allow_weights:
+        text = _BARE_PARENTHESIS.sub(r"\\\1", text)
+    _raise(field, problems or list(_wrong_length(text, max_length)))
+    return text
+
+
+def plain(text: str, *, max_length: int, field: str) -> str:
+    """Text in NFC without surrounding or zero-width space, for which no syntax is refused; may be empty.
+
+    Raises:
+        Invalid: for a character no text may hold, or for more than `max_length` of them.
+    """
+    _raise(field, list(_unreadable(text, max_length)))
+    text = unicodedata.normalize("NFC", text.translate(_DROPPED)).strip()
+    _raise(field, [f"must have at most {max_length} characters"] if len(text) > max_length else [])
+    return text
+
+
+def _raise(field: str, problems: list[str]) -> None:
     if problems:
         raise Invalid([FieldError(field, problem) for problem in problems])
-    return text
 
 
 def _unreadable(text: str, max_length: int) -> Iterator[str]:
@@ -95,14 +110,6 @@ def _refusal(char: str) -> str | None:
     if "\U000e0000" <= char <= "\U000e007f":
         return "a tag character"
     return _REFUSED_CATEGORIES.get(unicodedata.category(char))
-
-
-def _tidied(text: str) -> str:
-    text = unicodedata.normalize("NFC", text.translate(_DROPPED)).strip()
-    # A backslash at the end would escape whatever a pattern puts after the text.
-    while text.endswith("\\"):
-        text = text[:-1].rstrip()
-    return text
 
 
 def _suspicious(text: str, embeddings: frozenset[str], allow_weights: bool) -> Iterator[str]:
@@ -159,8 +166,7 @@ def _weight_problems(text: str) -> Iterator[str]:
 
 
 def _weight(group: str) -> float:
-    """The weight ComfyUI would read from the inside of a parenthesis: the words behind the last colon, if they
-    are a number. It takes `nan` and `inf` for one too."""
+    """The weight ComfyUI reads from the inside of a parenthesis; it takes `nan` and `inf` for one too."""
     words, colon, number = group.rpartition(":")
     if not (words and colon):
         return 1.0
