@@ -1,0 +1,1 @@
+"""Everything that speaks to ComfyUI, and the simulator that stands in for it."""

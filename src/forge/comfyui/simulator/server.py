@@ -1,0 +1,181 @@
+"""One simulated ComfyUI: its memory, its worker, its HTTP server, and the ways to break it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from aiohttp import web
+
+from forge.comfyui.simulator.catalogue import Catalogue
+from forge.comfyui.simulator.control import control_routes
+from forge.comfyui.simulator.files import file_routes
+from forge.comfyui.simulator.folders import Folders
+from forge.comfyui.simulator.info import features, info_routes
+from forge.comfyui.simulator.jobs import job_routes
+from forge.comfyui.simulator.memory import Memory
+from forge.comfyui.simulator.options import Faults, SimulatorOptions
+from forge.comfyui.simulator.prompts import prompt_routes
+from forge.comfyui.simulator.queue import PromptQueue
+from forge.comfyui.simulator.record import Record
+from forge.comfyui.simulator.sockets import Sockets
+from forge.comfyui.simulator.worker import Worker
+
+_quiet = logging.getLogger("forge.comfyui.simulator")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False  # the 500s it answers on purpose would fill every test log
+
+
+class Simulator:
+    """A running simulator: `async with Simulator(options) as simulator: ...`.
+
+    Attributes:
+        url: where it serves, known once entered.
+        folders: its output/, input/ and temp/.
+        record: what really happened, over all restarts in place.
+    """
+
+    def __init__(self, options: SimulatorOptions | None = None) -> None:
+        self.options = options or SimulatorOptions()
+        self._port = self.options.port
+        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def url(self) -> str:
+        host = self.options.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+    @property
+    def output(self) -> Path:
+        """The folder SaveImage writes to."""
+        return self.folders.path("output")
+
+    @property
+    def faults(self) -> Faults:
+        return self._memory.worker.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._memory.worker.faults = faults
+        flowing = self._memory.sockets.flowing
+        flowing.clear() if faults.blocked else flowing.set()
+
+    def render(self, least_ms: int, most_ms: int) -> None:
+        """Let every prompt from now on take a duration between these."""
+        self._memory.worker.render_ms = (least_ms, most_ms)
+
+    async def __aenter__(self) -> Self:
+        options = self.options
+        base = options.output_dir
+        if base is None:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="comfyui-simulator-")
+            base = Path(self._own_folder.name)
+        self.folders = Folders(base)
+        self.record = Record(options.record)
+        self._catalogue = Catalogue(options.checkpoints, options.loras)
+        self._remember()
+        self.render(*options.render_ms)
+        self.faults = options.faults
+        await self._listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._memory.end()
+        await self._memory.sockets.close_all()
+        await self._runner.cleanup()
+        self.record.close()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
+
+    async def forget(self) -> None:
+        """Restart in place: memory empty, numbers from 0, temp/ wiped, sockets dropped with 1006."""
+        old = self._memory
+        await old.end()
+        old.sockets.abort_all()
+        self.folders.wipe_temp()
+        self._remember()
+        self.render(*old.worker.render_ms)
+        self.faults = old.worker.faults
+        self.record.add("booted", present=0)
+
+    async def go_down(self, seconds: float) -> None:
+        """Refuse connections for a while, then come back as after a restart."""
+        await self._site.stop()
+        for connection in list(self._runner.server.connections if self._runner.server else []):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self.forget()
+        await asyncio.sleep(seconds)
+        await self._start_site()
+
+    def drop_sockets(self) -> None:
+        """Cut every WebSocket without a close frame."""
+        self._memory.sockets.abort_all()
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory
+
+    def _remember(self) -> None:
+        options = self.options
+        queue = PromptQueue(lambda: sockets.send("status", {"status": queue.status()}))
+        sockets = Sockets(queue.status, features(options))
+        worker = Worker(
+            queue, sockets, self.folders, self._catalogue, self.record, options.version, options.seed
+        )
+        self._memory = Memory(queue, sockets, worker)
+        self._memory.start()
+
+    async def _listen(self) -> None:
+        application = web.Application(
+            middlewares=[self._wait_first], client_max_size=self.options.max_upload_bytes
+        )
+        bare = [
+            *prompt_routes(self, self._catalogue),
+            *file_routes(self),
+            *info_routes(self, self._catalogue),
+        ]
+        application.add_routes(bare)
+        application.add_routes([web.route(r.method, f"/api{r.path}", r.handler) for r in bare])
+        if self.options.version != "0.3.64":
+            application.add_routes(job_routes(self))
+        application.add_routes(control_routes(self))
+        self._runner = web.AppRunner(
+            application, access_log=None, logger=_quiet, shutdown_timeout=0.1, handle_signals=False
+        )
+        await self._runner.setup()
+        await self._start_site()
+
+    async def _start_site(self) -> None:
+        self._site = web.TCPSite(self._runner, self.options.host, self._port, reuse_address=True)
+        await self._site.start()
+        self._port = self._runner.addresses[0][1]
+
+    @web.middleware
+    async def _wait_first(
+        self, request: web.Request, handler: Callable[[web.Request], Any]
+    ) -> web.StreamResponse:
+        if self.faults.slow_http_ms and not request.path.startswith("/simulator/"):
+            await asyncio.sleep(self.faults.slow_http_ms / 1000)
+        response: web.StreamResponse = await handler(request)
+        return response
+
+
+def run(options: SimulatorOptions, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `on_ready` gets the URL once it answers."""
+    asyncio.run(_serve(options, on_ready))
+
+
+async def _serve(options: SimulatorOptions, on_ready: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Simulator(options) as simulator:
+        on_ready(simulator.url)
+        await stop.wait()
