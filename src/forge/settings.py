@@ -42,15 +42,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator may set; every field names its variable, meaning and unit."""
 
     nats_url: Annotated[str, Setting("FORGE_NATS_URL", "where the event log lives")] = "nats://127.0.0.1:4222"
-    postgres_dsn: Annotated[
-        str, Setting("FORGE_POSTGRES_DSN", "where the tables live", secret=True)
-    ] = "postgresql://postgres@127.0.0.1:5432/forge"
+    postgres_dsn: Annotated[str, Setting("FORGE_POSTGRES_DSN", "where the tables live", secret=True)] = (
+        "postgresql://postgres@127.0.0.1:5432/forge"
+    )
     comfyui_urls: Annotated[
         tuple[str, ...], Setting("FORGE_COMFYUI_URLS", "ComfyUI servers, comma separated, preferred first")
     ] = ("http://127.0.0.1:8188",)
-    data_dir: Annotated[Path, Setting("FORGE_DATA_DIR", "where pictures and embedded servers keep their files")] = Path(
-        ".forge"
-    )
+    data_dir: Annotated[
+        Path, Setting("FORGE_DATA_DIR", "where pictures and embedded servers keep their files")
+    ] = Path(".forge")
     host: Annotated[str, Setting("FORGE_HOST", "address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Setting("FORGE_PORT", "port the API listens on; 0 takes a free one")] = 8600
     workflows_dir: Annotated[
@@ -60,24 +60,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[ApiKey, ...], Setting("FORGE_API_KEYS", "bootstrap keys as role:user:secret,…", secret=True)
     ] = ()
     asset_ttl_seconds: Annotated[
-        int, Setting("FORGE_ASSET_TTL_SECONDS", "how long an asset lives unless the request says otherwise", "s")
+        int,
+        Setting("FORGE_ASSET_TTL_SECONDS", "how long an asset lives unless the request says otherwise", "s"),
     ] = 7 * 86400
     disk_warn_ratio: Annotated[
-        float, Setting("FORGE_DISK_WARN_RATIO", "part of the asset volume in use that raises a warning", "0-1")
+        float,
+        Setting("FORGE_DISK_WARN_RATIO", "part of the asset volume in use that raises a warning", "0-1"),
     ] = 0.8
     disk_clean_ratio: Annotated[
-        float, Setting("FORGE_DISK_CLEAN_RATIO", "part of the asset volume in use that starts a clean-up", "0-1")
+        float,
+        Setting("FORGE_DISK_CLEAN_RATIO", "part of the asset volume in use that starts a clean-up", "0-1"),
     ] = 0.9
     disk_limit_bytes: Annotated[
         int | None,
-        Setting("FORGE_DISK_LIMIT_BYTES", "treat the asset volume as this large; default: the real volume", "bytes"),
+        Setting(
+            "FORGE_DISK_LIMIT_BYTES",
+            "treat the asset volume as this large; default: the real volume",
+            "bytes",
+        ),
     ] = None
     rate_per_hour: Annotated[
         int, Setting("FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour", "jobs/h")
     ] = 20
-    queue_limit: Annotated[int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")] = (
-        10_000
-    )
+    queue_limit: Annotated[
+        int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
+    ] = 10_000
     scan_seconds: Annotated[
         float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
     ] = 60.0

@@ -1,0 +1,1 @@
+"""Who asks: the REST API, live events over WebSocket, problem details."""

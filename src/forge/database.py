@@ -1,0 +1,181 @@
+"""Postgres: the pool, and migrations from plain files.
+
+Postgres holds only what the log can rebuild, so its connections trade nothing for durability they do not
+need: a checkpoint that is lost with its rows is simply taken again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from forge.errors import DatabaseUnavailable, MigrationFailed
+from forge.topology import files
+
+Connection = asyncpg.Connection[asyncpg.Record]
+Pool = asyncpg.Pool[asyncpg.Record]
+
+_DOWN = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+
+_LOCK = 0x666F726765  # "forge": one migration run at a time
+_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+_RECORDS = """
+create table if not exists forge_migration (
+    number integer primary key,
+    name text not null,
+    checksum text not null,
+    applied_at timestamptz not null default now()
+)
+"""
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """One numbered file."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+@asynccontextmanager
+async def opened(dsn: str, *, most: int = 8, command_timeout: float = 10.0) -> AsyncIterator[Pool]:
+    """A pool that connects when first used, so that forge starts while Postgres is away."""
+    pool = asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=most,
+        command_timeout=command_timeout,
+        timeout=3.0,
+        init=_prepare,
+        max_inactive_connection_lifetime=60.0,
+    )
+    await pool
+    try:
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), 3.0)
+        except TimeoutError:
+            pool.terminate()
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[None]:
+    """Turn every way in which Postgres can be away into one error.
+
+    Raises:
+        DatabaseUnavailable: it is starting, stopping, unreachable, or too slow.
+    """
+    try:
+        yield
+    except _DOWN as error:
+        raise DatabaseUnavailable(f"Postgres does not answer: {error!r}") from error
+
+
+async def _prepare(connection: Any) -> None:
+    for kind in ("json", "jsonb"):
+        await connection.set_type_codec(
+            kind,
+            schema="pg_catalog",
+            encoder=lambda value: msgspec.json.encode(value).decode(),
+            decoder=msgspec.json.decode,
+        )
+
+
+# ---------------------------------------------------------------- migrations
+
+
+def migrations(folder: Path | None = None) -> list[Migration]:
+    """The numbered files in order.
+
+    Raises:
+        MigrationFailed: a name that is not ``0001_what.sql``, or a gap in the numbers.
+    """
+    found = []
+    for path in sorted((folder or files() / "migrations").glob("*.sql")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationFailed(f"{path.name}: a migration is named like 0001_what_it_does.sql")
+        found.append(Migration(int(match[1]), path.name, path.read_text()))
+    if [m.number for m in found] != list(range(1, len(found) + 1)):
+        raise MigrationFailed(f"the numbers of {folder or 'migrations'} are not 1, 2, 3, … without gaps")
+    return found
+
+
+async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
+    """Bring the database to this version; may be repeated and run from several processes at once.
+
+    Returns the names of the files that were applied now.
+
+    Raises:
+        MigrationFailed: the database is newer than the code, a file was changed after it was applied, or its
+            SQL failed; nothing of a failed file stays.
+        DatabaseUnavailable: no answer.
+    """
+    wanted = migrations(folder)
+    async with answering():
+        connection = await asyncpg.connect(dsn, timeout=5.0)
+    try:
+        await _locked(connection)
+        await connection.execute(_RECORDS)
+        applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
+        if len(applied) > len(wanted):
+            raise MigrationFailed(
+                f"the database is at migration {len(applied)}, this forge knows {len(wanted)}: upgrade forge"
+            )
+        return [m.name for m in wanted if await _applied(connection, m, applied.get(m.number))]
+    finally:
+        await connection.close()
+
+
+async def _locked(connection: Connection, patience: float = 60.0) -> None:
+    # polled: a blocking advisory lock deadlocks with `create index concurrently` of whoever holds it
+    deadline = time.monotonic() + patience
+    while not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
+        if time.monotonic() > deadline:
+            raise MigrationFailed(f"another process has been migrating for {patience:.0f} s")
+        await asyncio.sleep(0.05)
+
+
+async def _applied(connection: Connection, migration: Migration, before: asyncpg.Record | None) -> bool:
+    if before is not None:
+        if before["checksum"] != migration.checksum:
+            raise MigrationFailed(
+                f"{migration.name} was changed after it was applied: add a new file instead"
+            )
+        return False
+    try:
+        async with connection.transaction():
+            await connection.execute(migration.sql)
+            await connection.execute(
+                "insert into forge_migration (number, name, checksum) values ($1, $2, $3)",
+                migration.number,
+                migration.name,
+                migration.checksum,
+            )
+    except asyncpg.PostgresError as error:
+        raise MigrationFailed(f"{migration.name}: {error}") from error
+    return True

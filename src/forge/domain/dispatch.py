@@ -1,0 +1,182 @@
+"""Which waiting job is next: priority, fairness between users, ageing. A fold of the log, no I/O, no clock.
+
+The order
+    The lowest *level* first. A job's level is its priority less one for every ``AGEING`` starts it has seen
+    while waiting, and never less than 1. Within a level the user whose turn is the longest ago; within a
+    user first in, first out. Time is counted in starts, so that every dispatcher that has read the same log
+    chooses the same job, whatever its clock says.
+
+The bound
+    A job of priority *p*, with *a* jobs of its own user before it and *u* users waiting, starts within
+    ``(p - 1) * AGEING + (a + 1) * u`` starts: see :func:`bound`. A user who comes later enters the ring
+    behind those who wait, so a stream of new users starves nobody.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from forge.domain.jobs import Job, Status, admitted, evolve
+from forge.events.envelope import Recorded
+from forge.events.jobs import JobRetried, JobStarted, JobSubmitted
+
+AGEING = 20
+"""Starts that lift a waiting job by one level."""
+
+_NOBODY = UUID(int=0)
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A job's place in the line: where it was admitted, and how many starts there had been by then."""
+
+    job_id: UUID
+    user_id: str
+    priority: int
+    seq: int
+    since: int
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The next job and why it is next."""
+
+    job: Job
+    reason: str
+
+
+def bound(priority: int, own_ahead: int, users: int) -> int:
+    """Starts after which a waiting job has started at the latest."""
+    return (priority - 1) * AGEING + (own_ahead + 1) * users
+
+
+class Line:
+    """Every job that is not over, in the order the rules give. Feed it the log with :meth:`apply`."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[UUID, Job] = {}
+        self.admission_seq: dict[str, int] = {}
+        self.starts = 0
+        self.pending = 0
+        self.version = 0
+        self._lanes: dict[str, dict[int, deque[Waiting]]] = {}
+        self._turn: dict[str, int] = {}
+        self._delayed: list[tuple[datetime, int, UUID]] = []
+
+    # ---------------------------------------------------------------- folding
+
+    def apply(self, record: Recorded) -> None:
+        """Take in one event of the log; an admission that was seen before changes nothing."""
+        event, at = record.event, record.meta.at
+        if isinstance(event, JobSubmitted | JobRetried):
+            if record.seq <= self.admission_seq.get(event.user_id, 0):
+                return
+            self.admission_seq[event.user_id] = record.seq
+            self._replace(admitted(event, record.seq, at), record)
+        elif (job := self.jobs.get(getattr(event, "job_id", _NOBODY))) is not None:
+            self._replace(evolve(job, event, at), record)
+
+    def _replace(self, job: Job, record: Recorded) -> None:
+        before = self.jobs.pop(job.id, None)
+        self.version += 1
+        if before is not None and before.status is Status.PENDING:
+            self.pending -= 1
+            self._leave(before)
+        if isinstance(record.event, JobStarted):
+            self.starts += 1
+            self._turn[job.user_id] = self.starts
+        if not job.status.over:
+            self.jobs[job.id] = job
+        if job.status is Status.PENDING:
+            self.pending += 1
+            self._enter(job, record.seq)
+
+    def _enter(self, job: Job, seq: int) -> None:
+        if job.retry_at is None:
+            self._join(job, seq)
+        else:
+            heapq.heappush(self._delayed, (job.retry_at, seq, job.id))
+
+    def _join(self, job: Job, seq: int) -> None:
+        lanes = self._lanes.setdefault(job.user_id, {})
+        if not lanes:
+            self._turn[job.user_id] = self.starts
+        lane = lanes.setdefault(job.priority, deque())
+        lane.append(Waiting(job.id, job.user_id, job.priority, seq, self.starts))
+
+    def _leave(self, job: Job) -> None:
+        lanes = self._lanes.get(job.user_id, {})
+        lane = lanes.get(job.priority)
+        if lane is None:
+            return
+        if lane and lane[0].job_id == job.id:
+            lane.popleft()
+        else:
+            lanes[job.priority] = lane = deque(w for w in lane if w.job_id != job.id)
+        if not lane:
+            del lanes[job.priority]
+        if not lanes:
+            self._lanes.pop(job.user_id, None)
+
+    # --------------------------------------------------------------- choosing
+
+    def release(self, now: datetime) -> datetime | None:
+        """Let the jobs whose back-off is over join the line; the time of the next one, if any waits."""
+        while self._delayed and self._delayed[0][0] <= now:
+            retry_at, seq, job_id = heapq.heappop(self._delayed)
+            job = self.jobs.get(job_id)
+            if job is not None and job.status is Status.PENDING and job.retry_at == retry_at:
+                self._join(job, seq)
+        return self._delayed[0][0] if self._delayed else None
+
+    def choose(self, given: Collection[UUID] = ()) -> Choice | None:
+        """The next job, with the reason; None when nobody waits.
+
+        ``given`` are the jobs whose order is out but whose start the log does not tell yet, in the order they
+        were given: they count as started.
+        """
+        turns = {
+            self.jobs[id_].user_id: self.starts + nth for nth, id_ in enumerate(given, 1) if id_ in self.jobs
+        }
+        ranked = (
+            (self._level(head), turns.get(head.user_id, self._turn[head.user_id]), head.seq, head)
+            for head in self._heads(given)
+        )
+        best = min(ranked, default=None, key=lambda rank: rank[:3])
+        if best is None:
+            return None
+        level, turn, _, head = best
+        return Choice(self.jobs[head.job_id], self._reason(head, level, turn))
+
+    def order(self) -> list[UUID]:
+        """All jobs in the line, next first, if nothing else came."""
+        ranked = []
+        for lanes in self._lanes.values():
+            mine = sorted((w for lane in lanes.values() for w in lane), key=lambda w: (self._level(w), w.seq))
+            turn = self._turn[mine[0].user_id]
+            ranked += [(self._level(w), nth, turn, w.seq, w.job_id) for nth, w in enumerate(mine)]
+        return [job_id for *_, job_id in sorted(ranked)]
+
+    def running(self) -> Iterator[Job]:
+        return (job for job in self.jobs.values() if job.status is Status.RUNNING)
+
+    def _heads(self, given: Collection[UUID]) -> Iterator[Waiting]:
+        for lanes in self._lanes.values():
+            for lane in lanes.values():
+                head = next((w for w in lane if w.job_id not in given), None)
+                if head is not None:
+                    yield head
+
+    def _level(self, waiting: Waiting) -> int:
+        return max(1, waiting.priority - (self.starts - waiting.since) // AGEING)
+
+    def _reason(self, head: Waiting, level: int, turn: int) -> str:
+        aged = f", aged to {level}" if level < head.priority else ""
+        return (
+            f"priority {head.priority}{aged}; waited {self.starts - head.since} starts; "
+            f"{head.user_id}'s turn after {self.starts - turn} starts among {len(self._lanes)} waiting users"
+        )

@@ -1,0 +1,75 @@
+"""What can happen to an asset.
+
+An asset is a picture's content: equal pictures are one asset, referred to by every job that made it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from forge.events.catalogue import Event, event
+
+
+@event("asset.stored")
+class AssetStored(Event, frozen=True, kw_only=True):
+    """A picture's bytes are on disk and counted against the session that asked for it."""
+
+    asset_id: UUID
+    job_id: UUID
+    user_id: str
+    asset_type: str
+    content_hash: str
+    pixel_hash: str
+    format: str
+    file_path: str
+    file_size_bytes: int
+    width: int
+    height: int
+    dominant_color: str
+    position: int
+    generation_params: dict[str, Any]
+    created_at: datetime
+    expires_at: datetime | None = None
+    session_id: str | None = None
+    character_id: str | None = None
+    category: str | None = None
+    archetype_id: str | None = None
+    variant_key: str | None = None
+
+
+@event("asset.ready")
+class AssetReady(Event, frozen=True, kw_only=True):
+    """A picture may be used: what other game services subscribe to."""
+
+    asset_id: UUID
+    asset_type: str
+    job_id: UUID
+    user_id: str
+    content_hash: str
+    format: str
+    width: int
+    height: int
+    file_size_bytes: int
+    url: str
+    session_id: str | None = None
+    character_id: str | None = None
+    category: str | None = None
+    archetype_id: str | None = None
+    variant_key: str | None = None
+
+
+@event("asset.deleted")
+class AssetDeleted(Event, frozen=True, kw_only=True):
+    """An owner gave the asset up; its file goes when no reference is left."""
+
+    asset_id: UUID
+    asset_type: str
+    job_id: UUID
+    user_id: str
+    content_hash: str
+    format: str
+    reason: str
+    session_id: str | None = None
+    character_id: str | None = None

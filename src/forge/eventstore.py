@@ -1,0 +1,217 @@
+"""The log: load a boundary, append with an expectation, read one position.
+
+Every append names what its decision saw: "nothing newer than sequence N matches this filter". Several events
+are one atomic batch, each with its own boundary: all are written or none. A lost answer followed by a retry
+looks like a conflict to the server, so a conflict is first checked for being one's own event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from uuid import uuid4
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from forge.broker import BrokerRefused, exchange
+from forge.errors import Conflict, LogUnavailable
+from forge.events.catalogue import Event, encode
+from forge.events.envelope import Meta, Recorded, headers, open_envelope
+from forge.topology import EVENTS, matches, subject
+
+_WRONG_LAST = (10071, 10164)  # 10164: the same on a replicated stream, another write is in flight
+_DUPLICATE = 10201  # an event of a batch is in the log already
+_FULL = 10077
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+MAX_BATCH = 1000
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """An event to append. ``boundary`` and ``expected`` say: nothing newer than this matches that filter."""
+
+    event: Event
+    meta: Meta
+    boundary: str | None = None
+    expected: int = 0
+
+
+class Boundary(msgspec.Struct, frozen=True):
+    """What the log holds of one consistency boundary: its events in order and the last sequence (0: none)."""
+
+    filter: str
+    events: list[Recorded]
+    seq: int
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    count: int = 1
+    duplicate: bool = False
+    error: _Failure | None = None
+
+
+class _Failure(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+_ack = msgspec.json.Decoder(_Ack)
+
+
+class EventStore:
+    """Appends to and reads from the log over one NATS connection."""
+
+    def __init__(self, nc: Client, stream: str = EVENTS) -> None:
+        self.nc, self.stream = nc, stream
+
+    # -------------------------------------------------------------- appending
+
+    async def append(self, drafts: Sequence[Draft], *, within: float = 10.0) -> list[Recorded]:
+        """Append all events or none, in order.
+
+        A time-out or an absent server is tried again for ``within`` seconds; it is safe, since ids decide.
+
+        Raises:
+            Conflict: a boundary has moved on; load it and decide again.
+            LogUnavailable: no answer; whether the events were written is unknown, repeat the command.
+            BrokerRefused: the server's own refusal, for example a stream that is full.
+            ValueError: the drafts were made wrongly: none, too many, no boundary, or one that does not
+                cover its event.
+        """
+        subjects = [subject(draft.event) for draft in drafts]
+        _check(drafts, subjects)
+        deadline, pause = time.monotonic() + within, 0.05
+        while True:
+            left = max(0.05, deadline - time.monotonic())
+            try:
+                first = await self._write(drafts, subjects, min(left, 2.0))
+            except LogUnavailable:
+                if time.monotonic() + pause >= deadline:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+                continue
+            except BrokerRefused as refused:
+                if refused.err_code not in (*_WRONG_LAST, _DUPLICATE):
+                    raise
+                found = await self._mine(drafts[0], subjects[0])
+                if found is None:
+                    raise Conflict(refused.detail) from refused
+                first = found
+            return [
+                Recorded(first + nth, where, draft.meta, draft.event)
+                for nth, (where, draft) in enumerate(zip(subjects, drafts, strict=True))
+            ]
+
+    async def _write(self, drafts: Sequence[Draft], subjects: list[str], timeout: float) -> int:
+        if len(drafts) == 1:
+            return (await self._send(drafts[0], subjects[0], {}, timeout)).seq
+        batch, last = uuid4().hex, len(drafts)
+        await self._send(drafts[0], subjects[0], _position(batch, 1), timeout)
+        for nth in range(2, last):
+            draft, where = drafts[nth - 1], subjects[nth - 1]
+            await self.nc.publish(
+                where, encode(draft.event), headers=_headers(draft, where, _position(batch, nth))
+            )
+        ack = await self._send(drafts[-1], subjects[-1], _position(batch, last, commit=True), timeout)
+        return ack.seq - ack.count + 1
+
+    async def _send(self, draft: Draft, where: str, extra: dict[str, str], timeout: float) -> _Ack:
+        answer = await exchange(self.nc, where, encode(draft.event), _headers(draft, where, extra), timeout)
+        ack = _ack.decode(answer) if answer else _Ack()
+        if ack.error is not None:
+            raise BrokerRefused(ack.error.err_code, ack.error.description)
+        return ack
+
+    async def _mine(self, draft: Draft, where: str) -> int | None:
+        """Where this very event stands, if it was written before and only the answer got lost."""
+        last = await self.last(where)
+        same = last is not None and last.meta.id == draft.meta.id and last.event == draft.event
+        return last.seq if same and last is not None else None
+
+    # ---------------------------------------------------------------- reading
+
+    async def load(self, filter_: str, *, timeout: float = 2.0) -> Boundary:
+        """The last event of every subject a filter covers, in order: for a job, all its facts.
+
+        At most 1 024 subjects, by the server's rule.
+
+        Raises:
+            LogUnavailable: no answer in time.
+            LogUnreadable: an event cannot be decoded.
+        """
+        inbox = self.nc.new_inbox()
+        sub = await self.nc.subscribe(inbox)
+        events: list[Recorded] = []
+        try:
+            query = msgspec.json.encode({"multi_last": [filter_]})
+            await self.nc.publish(f"$JS.API.DIRECT.GET.{self.stream}", query, reply=inbox)
+            while True:
+                message = await sub.next_msg(timeout=timeout)
+                status = (message.headers or {}).get("Status")
+                if status in ("204", "404"):
+                    return Boundary(filter_, events, events[-1].seq if events else 0)
+                if status:
+                    raise LogUnavailable(f"reading {filter_}: {(message.headers or {}).get('Description')}")
+                events.append(recorded(message))
+        except TimeoutError as error:
+            raise LogUnavailable(f"reading {filter_}: no answer in {timeout} s") from error
+        finally:
+            await sub.unsubscribe()
+
+    async def at(self, seq: int, *, timeout: float = 2.0) -> Recorded | None:
+        """The event at one position, None where there is none."""
+        return await self._get({"seq": seq}, timeout)
+
+    async def last(self, filter_: str, *, timeout: float = 2.0) -> Recorded | None:
+        """The newest event a filter covers."""
+        return await self._get({"last_by_subj": filter_}, timeout)
+
+    async def _get(self, query: dict[str, object], timeout: float) -> Recorded | None:
+        place = f"$JS.API.DIRECT.GET.{self.stream}"
+        try:
+            message = await self.nc.request(place, msgspec.json.encode(query), timeout=timeout)
+        except Exception as error:
+            raise LogUnavailable(f"reading {query}: {error!r}") from error
+        if (message.headers or {}).get("Status"):
+            return None
+        return recorded(message)
+
+
+def recorded(message: Msg) -> Recorded:
+    """The event in an answer of the direct-get API."""
+    given = message.headers or {}
+    return open_envelope(int(given["Nats-Sequence"]), given["Nats-Subject"], given, message.data)
+
+
+def _headers(draft: Draft, where: str, extra: dict[str, str]) -> dict[str, str]:
+    made = headers(draft.event, draft.meta, where) | extra
+    if draft.boundary is not None:
+        made[_EXPECTED] = str(draft.expected)
+        if draft.boundary != where:
+            made[_EXPECTED_FILTER] = draft.boundary
+    return made
+
+
+def _position(batch: str, nth: int, *, commit: bool = False) -> dict[str, str]:
+    made = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(nth)}
+    return made | {"Nats-Batch-Commit": "1"} if commit else made
+
+
+def _check(drafts: Sequence[Draft], subjects: list[str]) -> None:
+    """A filter that covers nothing is accepted by the server in silence, so it is refused here."""
+    if not drafts or len(drafts) > MAX_BATCH:
+        raise ValueError(f"an append takes 1 to {MAX_BATCH} events, not {len(drafts)}")
+    boundaries = [draft.boundary for draft in drafts if draft.boundary is not None]
+    if not boundaries:
+        raise ValueError("an append names at least one boundary and the sequence its decision saw")
+    if len(set(boundaries)) != len(boundaries):
+        raise ValueError("only the first event of a boundary carries its expectation")
+    for draft, where in zip(drafts, subjects, strict=True):
+        if draft.boundary is not None and not matches(draft.boundary, where):
+            raise ValueError(f"the boundary {draft.boundary} does not cover {where}")

@@ -1,0 +1,184 @@
+"""Following a stream from a position, in order, for ever: what every projection and live fold reads through.
+
+A short-lived consumer without acks answers pull requests into a callback, the fastest reading nats-py knows.
+The reader's own position is what counts: when the server, the connection or the consumer goes, reading
+resumes behind the last event that was handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from forge.broker import BrokerRefused, request
+from forge.errors import LogUnavailable
+from forge.events.envelope import Recorded, open_envelope
+from forge.topology import ALL_EVENTS, EVENTS
+
+log = logging.getLogger("forge.follower")
+
+_CREDIT = 2000
+_HEARTBEAT_SECONDS = 1.0
+_SILENT_SECONDS = 4.0
+_EXPIRES_SECONDS = 30.0
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Events in order, as many as had arrived; ``caught_up`` when nothing newer was in the log by then."""
+
+    records: list[Recorded]
+    caught_up: bool
+
+
+async def follow(
+    nc: Client,
+    start: int,
+    filters: Sequence[str] = (ALL_EVENTS,),
+    *,
+    stream: str = EVENTS,
+    most: int = 1000,
+) -> AsyncIterator[Batch]:
+    """Yield the events from sequence ``start`` on, in order, for ever, at most ``most`` at a time.
+
+    The first batch comes at once, empty if there is nothing to read. Heals itself over lost connections and
+    restarted servers.
+
+    Raises:
+        LogUnreadable: an event cannot be decoded; nothing behind it was handed over.
+    """
+    position, pause = start - 1, 0.1
+    while True:
+        try:
+            async with _Reader(nc, stream, position + 1, filters) as reader:
+                pause = 0.1
+                async for records, caught_up in reader.batches(most):
+                    yield Batch(records, caught_up)
+                    position = records[-1].seq if records else position
+        except (LogUnavailable, BrokerRefused) as error:
+            log.info("following %s is interrupted: %s", stream, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+
+class _Reader:
+    """One server-side consumer and the messages it has sent."""
+
+    def __init__(self, nc: Client, stream: str, start: int, filters: Sequence[str]) -> None:
+        self.nc, self.stream, self.start, self.filters = nc, stream, start, filters
+        self.name = f"follow-{uuid4().hex[:12]}"
+        self.arrived: deque[Msg] = deque()
+        self.news = asyncio.Event()
+        self.credit = 0
+        self.delivered = 0
+        self.pending = 0
+        self.heard = time.monotonic()
+        self.broken = ""
+        self.sub: Subscription | None = None
+
+    async def __aenter__(self) -> _Reader:
+        config: dict[str, Any] = {
+            "name": self.name,
+            "ack_policy": "none",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": int(60e9),
+            "replay_policy": "instant",
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, self.start),
+            "filter_subjects": list(self.filters),
+        }
+        created = await request(
+            self.nc,
+            f"CONSUMER.CREATE.{self.stream}.{self.name}",
+            {"stream_name": self.stream, "config": config, "action": "create"},
+        )
+        self.empty = msgspec.json.decode(created).get("num_pending", 0) == 0
+        self.inbox = self.nc.new_inbox()
+        self.sub = await self.nc.subscribe(
+            self.inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        await self._ask()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.nc.is_connected and self.sub is not None:
+            await self.sub.unsubscribe()
+            await self.nc.publish(f"$JS.API.CONSUMER.DELETE.{self.stream}.{self.name}")
+
+    async def batches(self, most: int) -> AsyncIterator[tuple[list[Recorded], bool]]:
+        if self.empty:
+            yield [], True
+        while True:
+            if not self.arrived:
+                await self._wait()
+            taken = [self.arrived.popleft() for _ in range(min(most, len(self.arrived)))]
+            if not taken:
+                continue
+            self.credit -= len(taken)
+            if self.credit <= _CREDIT // 2:
+                await self._ask()
+            records = [self._open(message) for message in taken]
+            yield records, not self.arrived and self.pending == 0
+
+    def _open(self, message: Msg) -> Recorded:
+        """Open one delivery; its reply subject ends in stream sequence, consumer sequence, time, pending."""
+        *_, seq, delivered, _, pending = message.reply.split(".")
+        self.delivered += 1
+        if int(delivered) != self.delivered:
+            raise LogUnavailable(f"delivery {delivered} came where {self.delivered} was due")
+        self.pending = int(pending)
+        return open_envelope(int(seq), message.subject, message.headers, message.data)
+
+    async def _wait(self) -> None:
+        """Wait for a message; raises when the server has been silent for too long."""
+        self.news.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.news.wait(), _HEARTBEAT_SECONDS)
+        if self.broken:
+            raise LogUnavailable(self.broken)
+        if time.monotonic() - self.heard > _SILENT_SECONDS:
+            raise LogUnavailable(f"no sign of life from {self.stream} for {_SILENT_SECONDS} s")
+
+    async def _ask(self) -> None:
+        count = _CREDIT - self.credit
+        self.credit += count
+        await self.nc.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.name}",
+            msgspec.json.encode(
+                {
+                    "batch": count,
+                    "expires": int(_EXPIRES_SECONDS * 1e9),
+                    "idle_heartbeat": int(_HEARTBEAT_SECONDS * 1e9),
+                }
+            ),
+            reply=self.inbox,
+        )
+
+    async def _on_message(self, message: Msg) -> None:
+        self.heard = time.monotonic()
+        status = message.headers.get("Status") if message.headers else None
+        if status is None:
+            self.arrived.append(message)
+        elif status == "408":  # a request has expired: what it had left is void
+            self.credit -= int((message.headers or {}).get("Nats-Pending-Messages", 0))
+            if self.credit <= _CREDIT // 2:
+                await self._ask()
+        elif status != "100":
+            self.broken = (
+                f"the server ended the request: {status} {(message.headers or {}).get('Description', '')}"
+            )
+        self.news.set()

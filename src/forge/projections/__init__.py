@@ -1,0 +1,1 @@
+"""What is known: tables folded from the log, and their queries."""

@@ -1,0 +1,209 @@
+"""Streams, subjects and consumers: declared once as data under ``nats/``, turned from ids into subjects here.
+
+A subject token is a consistency boundary. What an append expects is either the literal subject of a ledger
+(a user's admissions, a session's bytes), which costs the server nothing however long it grows, or a filter
+with a literal prefix (a job's facts, a character's assets). See ``docs/adr/0002-ledger-subjects.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from nats.aio.client import Client
+
+from forge.broker import BrokerRefused, request
+from forge.errors import TopologyDiffers
+from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.catalogue import Event
+from forge.events.jobs import JobRetried, JobSubmitted
+from forge.events.system import MetricSampled
+
+EVENTS = "FORGE_EVENTS"
+DISPATCH = "FORGE_DISPATCH"
+METRICS = "FORGE_METRICS"
+ASSETS_READY = "FORGE_ASSETS_READY"
+GENERATION = "generation"
+CLEANUP = "cleanup"
+
+POOL = "main"
+"""The one pool of places there is: one preferred ComfyUI and its fallbacks."""
+
+ALL_EVENTS = "forge.evt.>"
+ALL_ADMISSIONS = "forge.evt.admission.*"
+ALL_JOB_FACTS = "forge.evt.job.>"
+ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
+ALL_METRICS = "forge.metric.>"
+ALL_PROGRESS = "forge.live.job.*"
+CHECKPOINT = "forge.live.checkpoint"
+ORDER_DONE = f"$JS.EVENT.METRIC.CONSUMER.ACK.{DISPATCH}.{GENERATION}"
+
+NOT_FOUND = (10059, 10014)  # stream, consumer
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+# ------------------------------------------------------------------ subjects
+
+
+def token(text: str | UUID | None) -> str:
+    """Any id as one subject token; ``-`` stands for none, other signs become ``=XX``."""
+    if text is None:
+        return "-"
+    text = str(text)
+    if _PLAIN.fullmatch(text) and text != "-":
+        return text
+    plain = "".join(
+        chr(byte) if _PLAIN.fullmatch(chr(byte)) and byte < 128 and text != "-" else f"={byte:02X}"
+        for byte in text.encode()
+    )
+    return plain or "="
+
+
+def admissions(user: str) -> str:
+    """The ledger of what a user was granted."""
+    return f"forge.evt.admission.{token(user)}"
+
+
+def job(user: str, job_id: UUID) -> str:
+    """The filter of one job's facts."""
+    return f"forge.evt.job.{token(user)}.{job_id}.>"
+
+
+def session(session_id: str | None) -> str:
+    """The ledger of a session's bytes."""
+    return f"forge.evt.session.{token(session_id)}"
+
+
+def asset(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
+    """The filter of one asset's facts under one character."""
+    return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.*"
+
+
+def order(job_id: UUID) -> str:
+    return f"forge.dispatch.{POOL}.{job_id}"
+
+
+def progress(job_id: UUID) -> str:
+    return f"forge.live.job.{job_id}"
+
+
+def subject(event: Event) -> str:
+    """Where an event belongs; its last token is the fact's name."""
+    match event:
+        case JobSubmitted() | JobRetried():
+            return admissions(event.user_id)
+        case AssetStored():
+            return session(event.session_id)
+        case AssetReady() | AssetDeleted():
+            place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}"
+            return f"forge.evt.asset.{place}.{_fact(event)}"
+        case MetricSampled():
+            return f"forge.metric.{token(event.metric_type)}"
+    attempt: int | None = getattr(event, "attempt", None)
+    job_id: UUID | None = getattr(event, "job_id", None)
+    user: str | None = getattr(event, "user_id", None)
+    if attempt is None or job_id is None or user is None:
+        raise TypeError(f"{event.type_name()} has no subject: give it one in topology.subject")
+    return f"forge.evt.job.{token(user)}.{job_id}.{attempt}.{_fact(event)}"
+
+
+def matches(filter_: str, subject_: str) -> bool:
+    """Whether a filter covers a subject, by the server's rules."""
+    wanted, given = filter_.split("."), subject_.split(".")
+    for nth, part in enumerate(wanted):
+        if part == ">":
+            return len(given) > nth
+        if nth >= len(given) or part not in ("*", given[nth]):
+            return False
+    return len(wanted) == len(given)
+
+
+def _fact(event: Event) -> str:
+    return event.type.rpartition(".")[2]
+
+
+# ------------------------------------------------------------------ applying
+
+
+def files() -> Path:
+    """The folder that holds ``nats/`` and ``migrations/``: in the package, or the checkout around it."""
+    package = Path(__file__).parent / "files"
+    return package if package.exists() else Path(__file__).parents[2]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What applying did to one stream or consumer: ``created``, ``updated`` or ``unchanged``."""
+
+    name: str
+    outcome: str
+
+
+async def apply(nc: Client, folder: Path | None = None) -> list[Change]:
+    """Bring the server to what ``streams.json`` and ``consumers.json`` say; may be repeated.
+
+    Raises:
+        TopologyDiffers: the server refuses a change; says which fields differ and why it refused.
+        LogUnavailable: no answer.
+    """
+    folder = folder or files() / "nats"
+    streams: list[dict[str, Any]] = msgspec.json.decode((folder / "streams.json").read_bytes())
+    consumers: list[dict[str, Any]] = msgspec.json.decode((folder / "consumers.json").read_bytes())
+    done = [await _apply(nc, "STREAM", config["name"], config, config) for config in streams]
+    for entry in consumers:
+        path = f"{entry['stream_name']}.{entry['config']['durable_name']}"
+        done.append(await _apply(nc, "CONSUMER", path, entry["config"], entry))
+    return done
+
+
+async def _apply(nc: Client, kind: str, path: str, config: dict[str, Any], body: dict[str, Any]) -> Change:
+    there = await _existing(nc, kind, path)
+    if there is None:
+        verb, outcome = f"{kind}.CREATE.{path}", "created"
+    else:
+        differing = {key for key, value in config.items() if not _same(value, there.get(key))}
+        if not differing:
+            return Change(path, "unchanged")
+        # the server keeps fields this file does not name: send them back as they are
+        merged = {**there, **config}
+        body = merged if kind == "STREAM" else {**body, "config": merged}
+        verb, outcome = (
+            (f"STREAM.UPDATE.{path}" if kind == "STREAM" else f"CONSUMER.CREATE.{path}"),
+            "updated",
+        )
+    try:
+        await request(nc, verb, body)
+    except BrokerRefused as refused:
+        fields = "" if there is None else f" (differs in {', '.join(sorted(differing))})"
+        raise TopologyDiffers(
+            f"{kind.lower()} {path}{fields}: {refused.detail}. "
+            "Change the file back, or remove what is on the server if it may be lost."
+        ) from refused
+    return Change(path, outcome)
+
+
+async def _existing(nc: Client, kind: str, path: str) -> dict[str, Any] | None:
+    try:
+        answer = msgspec.json.decode(await request(nc, f"{kind}.INFO.{path}"))
+    except BrokerRefused as refused:
+        if refused.err_code in NOT_FOUND:
+            return None
+        raise
+    config: dict[str, Any] = answer["config"]
+    return config
+
+
+def _same(wanted: Any, given: Any) -> bool:
+    """Equal, where the server leaves out what is empty and fills in what was not said."""
+    if isinstance(wanted, dict):
+        return isinstance(given, dict) and all(_same(value, given.get(key)) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return (
+            isinstance(given, list)
+            and len(given) == len(wanted)
+            and all(_same(a, b) for a, b in zip(wanted, given, strict=True))
+        )
+    return bool(wanted == given) or (not wanted and not given)
