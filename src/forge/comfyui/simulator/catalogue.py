@@ -10,8 +10,19 @@ from typing import Any
 
 import msgspec
 
-FOLDERS = ("checkpoints", "configs", "loras", "vae", "text_encoders", "diffusion_models", "clip_vision",
-           "embeddings", "controlnet", "upscale_models", "hypernetworks")  # fmt: skip
+FOLDERS = (
+    "checkpoints",
+    "configs",
+    "loras",
+    "vae",
+    "text_encoders",
+    "diffusion_models",
+    "clip_vision",
+    "embeddings",
+    "controlnet",
+    "upscale_models",
+    "hypernetworks",
+)
 
 
 class NodeClass(msgspec.Struct, frozen=True):
