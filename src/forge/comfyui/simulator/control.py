@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from forge.comfyui.simulator.server import Simulator
 
 
+async def _go_down_after_answering(simulator: Simulator, seconds: float) -> None:
+    await asyncio.sleep(0.05)
+    await simulator.go_down(seconds)
+
+
 def control_routes(simulator: Simulator) -> list[web.RouteDef]:
     """The routes tests steer a simulator with."""
     tasks: set[asyncio.Task[None]] = set()
@@ -41,7 +46,7 @@ def control_routes(simulator: Simulator) -> list[web.RouteDef]:
     async def forget(request: web.Request) -> web.Response:
         body = await request.json() if request.can_read_body else {}
         if body.get("down_ms"):
-            task = asyncio.create_task(simulator.go_down(body["down_ms"] / 1000))
+            task = asyncio.create_task(_go_down_after_answering(simulator, body["down_ms"] / 1000))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         else:

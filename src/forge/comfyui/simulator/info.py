@@ -9,6 +9,7 @@ import psutil
 from aiohttp import web
 
 from forge.comfyui.simulator.catalogue import Catalogue
+from forge.comfyui.simulator.folders import KINDS
 from forge.comfyui.simulator.options import SimulatorOptions
 
 if TYPE_CHECKING:
@@ -59,6 +60,20 @@ def info_routes(simulator: Simulator, catalogue: Catalogue) -> list[web.RouteDef
         web.get("/models/{folder}", model_files),
         web.get("/embeddings", embeddings),
     ]
+
+
+def internal_routes(simulator: Simulator) -> list[web.RouteDef]:
+    """Routes that exist bare only, not under /api."""
+
+    async def files(request: web.Request) -> web.Response:
+        kind = request.match_info["kind"]
+        if kind not in KINDS:
+            return web.json_response({"error": "Invalid directory type"}, status=400)
+        found = [path for path in simulator.folders.path(kind).iterdir() if path.is_file()]
+        found.sort(key=lambda path: -path.stat().st_mtime_ns)
+        return web.json_response([f"{path.name} [{kind}]" for path in found])
+
+    return [web.get("/internal/files/{kind}", files)]
 
 
 def _system_stats(version: str) -> dict[str, Any]:

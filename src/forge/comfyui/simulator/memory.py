@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from forge.comfyui.simulator.queue import PromptQueue
 from forge.comfyui.simulator.sockets import Sockets
@@ -19,14 +20,14 @@ class Memory:
         self.worker = worker
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        self._tasks = [
-            asyncio.create_task(self.worker.run(), name="comfyui worker"),
-            asyncio.create_task(self.sockets.publish(), name="comfyui publisher"),
-        ]
+    def start(self, on_crash: Callable[[], None]) -> None:
+        """Begin to work. A dead worker goes unnoticed, a dead publisher ends the process, as on the server."""
+        publisher = asyncio.create_task(self.sockets.publish(), name="comfyui publisher")
+        publisher.add_done_callback(lambda task: None if task.cancelled() else on_crash())
+        self._tasks = [asyncio.create_task(self.worker.run(), name="comfyui worker"), publisher]
 
     async def end(self) -> None:
-        """Stop both tasks. A worker that died of a poisoned prompt is no error: the real one dies, too."""
+        """Stop both tasks, whatever ended them before."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:

@@ -149,8 +149,9 @@ class _Prompts:
     async def change_queue(self, request: web.Request) -> web.Response:
         body = await request.json()
         if body.get("clear"):
-            for item in self._simulator.memory.queue.clear():
-                self._simulator.record.add("removed", present=0, prompt_id=item.prompt_id)
+            queue = self._simulator.memory.queue
+            for item in queue.clear():
+                self._simulator.record.add("removed", present=queue.remaining, prompt_id=item.prompt_id)
         if "delete" in body:
             for prompt_id in body["delete"]:
                 remove_pending(self._simulator, prompt_id)

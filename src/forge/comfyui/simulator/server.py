@@ -16,7 +16,8 @@ from forge.comfyui.simulator.catalogue import Catalogue
 from forge.comfyui.simulator.control import control_routes
 from forge.comfyui.simulator.files import file_routes
 from forge.comfyui.simulator.folders import Folders
-from forge.comfyui.simulator.info import features, info_routes
+from forge.comfyui.simulator.frontend import frontend_routes, same_origin
+from forge.comfyui.simulator.info import features, info_routes, internal_routes
 from forge.comfyui.simulator.jobs import job_routes
 from forge.comfyui.simulator.memory import Memory
 from forge.comfyui.simulator.options import Faults, SimulatorOptions
@@ -38,12 +39,15 @@ class Simulator:
         url: where it serves, known once entered.
         folders: its output/, input/ and temp/.
         record: what really happened, over all restarts in place.
+        perished: set when a prompt ended the process; it then refuses connections.
     """
 
     def __init__(self, options: SimulatorOptions | None = None) -> None:
         self.options = options or SimulatorOptions()
         self._port = self.options.port
         self._own_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.perished = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -85,6 +89,8 @@ class Simulator:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._ending is not None:
+            await self._ending
         await self._memory.end()
         await self._memory.sockets.close_all()
         await self._runner.cleanup()
@@ -105,10 +111,7 @@ class Simulator:
 
     async def go_down(self, seconds: float) -> None:
         """Refuse connections for a while, then come back as after a restart."""
-        await self._site.stop()
-        for connection in list(self._runner.server.connections if self._runner.server else []):
-            if connection.transport is not None:
-                connection.transport.abort()
+        await self._hang_up()
         await self.forget()
         await asyncio.sleep(seconds)
         await self._start_site()
@@ -116,6 +119,18 @@ class Simulator:
     def drop_sockets(self) -> None:
         """Cut every WebSocket without a close frame."""
         self._memory.sockets.abort_all()
+
+    async def _hang_up(self) -> None:
+        await self._site.stop()
+        for connection in list(self._runner.server.connections if self._runner.server else []):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def _perish(self) -> None:
+        """End as a killed process does; nothing answers any more."""
+        self._memory.sockets.abort_all()
+        await self._hang_up()
+        self.perished.set()
 
     @property
     def memory(self) -> Memory:
@@ -129,11 +144,14 @@ class Simulator:
             queue, sockets, self.folders, self._catalogue, self.record, options.version, options.seed
         )
         self._memory = Memory(queue, sockets, worker)
-        self._memory.start()
+        self._memory.start(on_crash=self._crashed)
+
+    def _crashed(self) -> None:
+        self._ending = asyncio.create_task(self._perish())
 
     async def _listen(self) -> None:
         application = web.Application(
-            middlewares=[self._wait_first], client_max_size=self.options.max_upload_bytes
+            middlewares=[self._wait_first, same_origin], client_max_size=self.options.max_upload_bytes
         )
         bare = [
             *prompt_routes(self, self._catalogue),
@@ -144,7 +162,8 @@ class Simulator:
         application.add_routes([web.route(r.method, f"/api{r.path}", r.handler) for r in bare])
         if self.options.version != "0.3.64":
             application.add_routes(job_routes(self))
-        application.add_routes(control_routes(self))
+        application.add_routes([*internal_routes(self), *control_routes(self)])
+        application.add_routes(frontend_routes(self.folders))
         self._runner = web.AppRunner(
             application, access_log=None, logger=_quiet, shutdown_timeout=0.1, handle_signals=False
         )
@@ -178,4 +197,7 @@ async def _serve(options: SimulatorOptions, on_ready: Callable[[str], None]) -> 
         loop.add_signal_handler(number, stop.set)
     async with Simulator(options) as simulator:
         on_ready(simulator.url)
-        await stop.wait()
+        waits = [asyncio.create_task(event.wait()) for event in (stop, simulator.perished)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()

@@ -206,6 +206,7 @@ class _Validation:
             return [
                 problem("return_type_mismatch", "Return type mismatch between linked nodes", details, facts)
             ]
+        depth = len(self._path)
         try:
             return None if self._check(source).valid else []
         except Exception as error:
@@ -215,7 +216,7 @@ class _Validation:
                 "traceback": traceback.format_tb(error.__traceback__),
                 "linked_node": value,
             }
-            del self._path[self._path.index(source) :]
+            del self._path[depth:]
             said = "Exception when validating inner node"
             failure = problem("exception_during_inner_validation", said, str(error), facts)
             self._checked[source] = _Checked(False, [failure])

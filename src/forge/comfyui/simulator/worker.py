@@ -159,6 +159,7 @@ class Worker:
         """Execute prompts one at a time, for ever."""
         while True:
             item = await self._queue.take()
+            self.interrupt_flag.clear()
             await asyncio.sleep(0)  # the answer to the POST goes out before the first message
             await self._run_prompt(item)
 
@@ -180,7 +181,6 @@ class Worker:
     async def _run_prompt(self, item: Item) -> None:
         run = Run(item, self._sockets, noise=self.faults.noise)
         self._sockets.last_client = item.client_id
-        self.interrupt_flag.clear()
         self._record.add("started", present=self._queue.remaining, prompt_id=run.prompt_id)
         run.message("execution_start", {})
         await self._thawed.wait()
