@@ -30,10 +30,12 @@ class EmbeddedNats:
     Args:
         state: where it keeps its streams; made when missing.
         port: 0 takes a free one, and a later start of the same object takes that one again.
+        log: where its log goes; `state/log` when not given.
     """
 
-    def __init__(self, state: Path, port: int = 0, config: Path = CONFIG) -> None:
+    def __init__(self, state: Path, port: int = 0, *, log: Path | None = None, config: Path = CONFIG) -> None:
         self.state = state.absolute()
+        self.log = log or self.state / "log"
         self.port = port
         self.config = config
         self.monitoring_url = ""
@@ -54,19 +56,18 @@ class EmbeddedNats:
         self.launch()
         return self.wait_ready(timeout)
 
-    def launch(self) -> None:
+    def launch(self) -> OwnedProcess:
         """Start it without waiting; :meth:`wait_ready` is next."""
         try:
             self._prepare()
         except OSError as error:
             raise ServerFailed(f"nats-server cannot use {self.state}: {error}") from error
         try:
-            self.process = OwnedProcess(
-                self._command(), log=self.state / "log", cwd=self.state, stop_steps=_STOP
-            )
+            self.process = OwnedProcess(self._command(), log=self.log, cwd=self.state, stop_steps=_STOP)
         except BaseException:
             self._lock.release()
             raise
+        return self.process
 
     def wait_ready(self, timeout: float = 30.0) -> str:
         """The URL, once the server has read its streams and listens."""

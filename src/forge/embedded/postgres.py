@@ -35,12 +35,19 @@ class EmbeddedPostgres:
         state: where it keeps its files; made when missing.
         throwaway: skip everything that makes data survive a power cut; for tests.
         settings: further server settings, name → value.
+        log: where its log goes; `state/log` when not given.
     """
 
     def __init__(
-        self, state: Path, *, throwaway: bool = False, settings: Mapping[str, str] | None = None
+        self,
+        state: Path,
+        *,
+        throwaway: bool = False,
+        settings: Mapping[str, str] | None = None,
+        log: Path | None = None,
     ) -> None:
         self.state = state.absolute()
+        self.log = log or self.state / "log"
         self.throwaway = throwaway
         self.settings = dict(settings or {}) | (_THROWAWAY if throwaway else {})
         self.home = self.state
@@ -66,12 +73,13 @@ class EmbeddedPostgres:
         self.launch()
         return self.wait_ready(timeout)
 
-    def launch(self) -> None:
+    def launch(self) -> OwnedProcess:
         """Start it without waiting; :meth:`wait_ready` is next. The very first launch takes half a second."""
         try:
             self.state.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._lock.acquire()
-            self._launch_locked()
+            self.process = self._launch_locked()
+            return self.process
         except OSError as error:
             self._lock.release()
             raise ServerFailed(f"postgres cannot use {self.state}: {error}") from error
@@ -102,7 +110,7 @@ class EmbeddedPostgres:
             self.process.kill()
         self._lock.release()
 
-    def _launch_locked(self) -> None:
+    def _launch_locked(self) -> OwnedProcess:
         self.home = home_for(self.state)
         account = account_for(self.data)
         sockets = socket_directory(self.home)
@@ -113,14 +121,14 @@ class EmbeddedPostgres:
         else:
             self._make_database(bin_directory, account)
         settings = {"listen_addresses": "", "unix_socket_directories": str(sockets), **self.settings}
-        self.process = OwnedProcess(
+        return OwnedProcess(
             [
                 bin_directory / "postgres",
                 "-D",
                 self.data,
                 *(f"--{name}={value}" for name, value in settings.items()),
             ],
-            log=self.state / "log",
+            log=self.log,
             cwd=Path("/"),
             env=environment(),
             account=account,

@@ -1,0 +1,5 @@
+"""`python -m forge` is `forge`."""
+
+from forge.cli import main
+
+main()
