@@ -21,7 +21,7 @@ class Memory:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, on_crash: Callable[[], None]) -> None:
-        """Begin to work. A dead worker goes unnoticed, a dead publisher ends the process, as on the server."""
+        """Begin to work. A dead worker goes unnoticed; a dead publisher ends the process."""
         publisher = asyncio.create_task(self.sockets.publish(), name="comfyui publisher")
         publisher.add_done_callback(lambda task: None if task.cancelled() else on_crash())
         self._tasks = [asyncio.create_task(self.worker.run(), name="comfyui worker"), publisher]

@@ -1,0 +1,49 @@
+"""The servers the suite runs on: the simulator as two versions, and a real ComfyUI where a URL is given.
+
+FORGE_TEST_COMFYUI_URL=http://host:8188 adds the real one. It needs no model. The suite clears its queue and
+history, interrupts what runs and leaves small files behind: give it a server nobody else uses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from comfyui.conformance.comfy_server import Server
+from forge.comfyui.simulator import Simulator, SimulatorOptions
+
+REAL_URL = os.environ.get("FORGE_TEST_COMFYUI_URL")
+TARGETS = ["0.27.0", "0.3.64", *(["real"] if REAL_URL else [])]
+
+
+@pytest.fixture(scope="session", params=TARGETS)
+async def running_server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    if request.param == "real":
+        assert REAL_URL is not None
+        async with aiohttp.ClientSession(REAL_URL) as session:
+            async with session.get("/system_stats") as answer:
+                version = (await answer.json())["system"]["comfyui_version"]
+            yield Server(session, version, simulated=False)
+        return
+    async with (
+        Simulator(SimulatorOptions(version=request.param)) as simulator,
+        aiohttp.ClientSession(simulator.url) as session,
+    ):
+        yield Server(session, request.param, simulated=True)
+
+
+@pytest.fixture
+async def server(running_server: Server) -> AsyncIterator[Server]:
+    """A server at rest."""
+    await running_server.settle()
+    yield running_server
+    await running_server.settle()
+
+
+@pytest.fixture
+def space() -> str:
+    """A folder below output/ that nobody else writes to."""
+    return f"conformance/{os.urandom(6).hex()}"
