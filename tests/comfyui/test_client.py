@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
+from aiohttp import web
 from websockets.asyncio.client import connect
 
 from forge.comfyui.client import Comfy
@@ -395,10 +396,11 @@ async def test_a_prompt_that_runs_too_long_times_out(simulator: Simulator, comfy
         await comfy.wait(prompt_id, timeout=0.2)
 
 
-async def test_waiting_behind_others_does_not_count_as_running(simulator: Simulator, comfy: Comfy) -> None:
-    simulator.render(150, 150)
-    prompts = [await submitted(comfy) for _ in range(3)]
-    assert await comfy.wait(prompts[-1], timeout=0.25)
+async def test_the_time_out_counts_from_when_it_runs(simulator: Simulator) -> None:
+    simulator.render(800, 800)
+    async with Comfy(simulator.url, msgspec.structs.replace(HURRY, queue_factor=1.0)) as comfy:
+        await submitted(comfy)
+        assert await comfy.wait(await submitted(comfy), timeout=1.2)
 
 
 async def test_waiting_behind_others_is_bounded(simulator: Simulator, comfy: Comfy) -> None:
@@ -577,6 +579,53 @@ async def stranger(answer: bytes | None) -> AsyncIterator[str]:
         server.close()
 
 
+async def test_what_was_not_answered_in_time_is_not_sent_again() -> None:
+    async with scripted([]) as (url, posts), Comfy(url, msgspec.structs.replace(HURRY, read=0.1)) as comfy:
+        with pytest.raises(BackendUnreachable):
+            await submitted(comfy)
+    assert len(posts) == 1
+
+
+async def test_absent_once_is_not_lost() -> None:
+    async with (
+        scripted(["in_progress", None, "in_progress", None, None]) as (url, _),
+        Comfy(url, HURRY) as comfy,
+    ):
+        runs: list[str] = []
+        with pytest.raises(PromptLost):
+            await comfy.wait(uuid4(), timeout=5, on_running=lambda: runs.append("running"))
+    assert runs == ["running"]
+
+
+@asynccontextmanager
+async def scripted(statuses: list[str | None]) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A ComfyUI that never answers a POST and shows a job in these states, one a look, then no more."""
+    posts: list[bytes] = []
+
+    async def never(request: web.Request) -> web.Response:
+        posts.append(await request.read())
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async def job(request: web.Request) -> web.Response:
+        status = statuses.pop(0) if statuses else None
+        if status is None:
+            return web.json_response({"error": "Job not found"}, status=404)
+        return web.json_response({"id": request.match_info["id"], "status": status})
+
+    application = web.Application()
+    application.add_routes([web.post("/prompt", never), web.get("/api/jobs/{id}", job)])
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.01)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", posts
+    finally:
+        await runner.cleanup()
+    assert not statuses
+
+
 async def test_leaving_ends_everything(simulator: Simulator) -> None:
     before = asyncio.all_tasks()
     simulator.render(60_000, 60_000)
@@ -667,13 +716,17 @@ async def test_health_tells_version_and_queue(simulator: Simulator, comfy: Comfy
 # The socket
 
 
-async def test_losing_the_socket_does_not_lose_the_prompt(simulator: Simulator, comfy: Comfy) -> None:
+async def test_what_the_socket_does_not_tell_about_is_asked_for(simulator: Simulator) -> None:
     simulator.render(200, 200)
-    prompt_id = await submitted(comfy)
-    wait = asyncio.create_task(comfy.wait(prompt_id, timeout=5))
-    await seen(comfy, prompt_id, Sighting.RUNNING)
-    simulator.drop_sockets()
-    assert await wait
+    async with Comfy(simulator.url, NO_POLLS) as dead:
+        adopted = await submitted(dead)
+    async with Comfy(simulator.url, NO_POLLS) as comfy, asyncio.timeout(3):
+        assert await comfy.wait(adopted, timeout=60)
+        prompt_id = await submitted(comfy)
+        wait = asyncio.create_task(comfy.wait(prompt_id, timeout=60))
+        await seen(comfy, prompt_id, Sighting.RUNNING)
+        simulator.drop_sockets()
+        assert await wait
 
 
 async def test_abandoning_a_server_ends_its_waits(simulator: Simulator, comfy: Comfy) -> None:

@@ -213,6 +213,12 @@ def test_success_without_files_is_lost_not_done(outputs: dict[str, Any]) -> None
         protocol.conclude(entry(outputs=outputs))
 
 
+def test_every_wanted_output_must_have_files() -> None:
+    wanted = {"forge_outputs": ["2", "3"]}
+    with pytest.raises(PromptLost, match="node 3"):
+        protocol.conclude(entry(extra=wanted))
+
+
 def test_files_named_from_the_cache_are_lost_not_done() -> None:
     cached = [["execution_start", {}], ["execution_cached", {"nodes": ["1", "2"]}], ["execution_success", {}]]
     with pytest.raises(PromptLost, match="cache"):
