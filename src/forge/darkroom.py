@@ -1,0 +1,264 @@
+"""The child process that decodes foreign pictures: `python -m forge.darkroom MEMORY_BYTES MAX_PIXELS`.
+
+An order is one JSON line over the socket on fd 0, its files attached as open descriptors; one JSON line goes
+back. Those files are all this process has: no environment, no way to open another file or a connection
+(Landlock, where the kernel has it), bounded memory. A picture that takes the decoder over can spoil itself,
+and nothing else.
+
+It ends with its parent: by the closed socket while it waits, by a signal while it draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import warnings
+from collections import defaultdict
+from typing import Any, BinaryIO
+
+import msgspec
+from PIL import Image
+
+from forge.canonical import FORMATS, THUMBNAIL_WIDTHS, Canonical, canonical
+from forge.errors import PictureRefused
+
+_MAX_SOURCE_BYTES = 256 << 20
+_MAX_FILES = 2 + len(THUMBNAIL_WIDTHS)
+_BAND_ROWS = 256  # rows hashed at a time, so that hashing needs no second copy of the picture
+_TALLEST = 4  # a thumbnail is at most this many times as high as the asked width
+_ORIENTATION = 0x0112  # EXIF
+
+
+class VolumeFailed(Exception):
+    """Reading or writing a file failed: the volume's fault, not the picture's."""
+
+
+# Pictures -------------------------------------------------------------------------------------------------
+
+
+def develop(files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
+    """Write the canonical picture and its thumbnails; `files` are source, picture, then one per width."""
+    source, target, *thumbnails = files
+    plain = _admit(source, max_pixels)
+    image = _flat(_decode(plain))
+    pixel_hash = _pixel_hash(image)
+    _write(target, plain.data)
+    image, encoded = _viewable(image), {}
+    for width, file in sorted(zip(THUMBNAIL_WIDTHS, thumbnails, strict=True), reverse=True):
+        image = _shrink(image, width)
+        if image.size not in encoded:
+            encoded[image.size] = _webp(image)
+        _write(file, encoded[image.size])
+    return {
+        "format": plain.format,
+        "width": plain.width,
+        "height": plain.height,
+        "size_bytes": len(plain.data),
+        "content_hash": hashlib.sha256(plain.data).hexdigest(),
+        "pixel_hash": pixel_hash,
+        "dominant_color": _dominant_color(image),
+    }
+
+
+def thumbnail(files: list[BinaryIO], max_pixels: int, width: int) -> dict[str, Any]:
+    """Write one WebP of at most `width` pixels across; `files` are source and target."""
+    source, target = files
+    image = _viewable(_flat(_decode(_admit(source, max_pixels))))
+    _write(target, _webp(_shrink(image, width)))
+    return {}
+
+
+def _admit(source: BinaryIO, max_pixels: int) -> Canonical:
+    """Everything that can be refused before a single pixel is decoded."""
+    try:
+        size = os.fstat(source.fileno()).st_size
+        data = source.read() if size <= _MAX_SOURCE_BYTES else b""
+    except OSError as error:
+        raise VolumeFailed(str(error)) from error
+    if not data:
+        raise PictureRefused("the picture is empty" if not size else "the file is too large for a picture")
+    plain = canonical(data)
+    if not 0 < plain.width * plain.height <= max_pixels:
+        raise PictureRefused(f"{plain.width} x {plain.height} is not a size forge accepts")
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # a broken block says nothing about orientation either
+        exif.load(plain.exif)
+    if exif.get(_ORIENTATION, 1) != 1:
+        raise PictureRefused(
+            "the picture is stored turned and says so in EXIF, which forge drops; save it upright"
+        )
+    return plain
+
+
+def _decode(plain: Canonical) -> Image.Image:
+    """Decode what will be stored, not what came, so that the stored bytes are known to be a picture."""
+    image = Image.open(io.BytesIO(plain.data), formats=[plain.format])
+    if image.size != (plain.width, plain.height):
+        raise PictureRefused("the picture's headers contradict each other")
+    image.load()
+    return image
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Pixels that mean the same everywhere: no palette, no colour that stands for transparent."""
+    if image.mode in ("RGB", "RGBA", "L", "I;16", "CMYK") and "transparency" not in image.info:
+        return image
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _viewable(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":
+        image = image.point(lambda value: value * (1 / 256)).convert(
+            "L"
+        )  # convert() alone would clip to white
+    return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+
+
+def _pixel_hash(image: Image.Image) -> str:
+    width, height = image.size
+    digest = hashlib.sha256(f"{image.mode} {width} {height}\n".encode())
+    for top in range(0, height, _BAND_ROWS):
+        digest.update(image.crop((0, top, width, min(top + _BAND_ROWS, height))).tobytes())
+    return digest.hexdigest()
+
+
+def _shrink(image: Image.Image, width: int) -> Image.Image:
+    scale = min(1.0, width / image.width, _TALLEST * width / image.height)
+    if scale == 1.0:
+        return image
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _webp(image: Image.Image) -> bytes:
+    profile = image.info.get("icc_profile") or b""
+    target = io.BytesIO()
+    # A grey or CMYK picture's profile does not fit the RGB of its thumbnail.
+    image.save(
+        target, "WEBP", quality=80, method=4, icc_profile=profile if profile[16:20] == b"RGB " else b""
+    )
+    return target.getvalue()
+
+
+def _dominant_color(image: Image.Image) -> str:
+    """The mean of the largest group of similar colours, counting only what is not transparent."""
+    few = image.resize((min(16, image.width), min(16, image.height)), Image.Resampling.BOX).convert("RGBA")
+    groups: defaultdict[tuple[int, int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    for red, green, blue, alpha in few.get_flattened_data():  # type: ignore[misc]
+        if alpha >= 128:
+            groups[red >> 6, green >> 6, blue >> 6].append((red, green, blue))
+    largest = max(groups.values(), key=len, default=[(0, 0, 0)])
+    return "#" + "".join(f"{sum(channel) // len(largest):02x}" for channel in zip(*largest, strict=True))
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise VolumeFailed(str(error)) from error
+
+
+# Orders ---------------------------------------------------------------------------------------------------
+
+
+def serve(orders: socket.socket, max_pixels: int) -> None:
+    """Carry out one order after the other until the parent hangs up."""
+    while True:
+        line, descriptors, _, _ = socket.recv_fds(orders, 4096, _MAX_FILES)
+        if not line:
+            return
+        with contextlib.ExitStack() as stack:
+            # Unbuffered: what is written is written, and `fsync` speaks of all of it.
+            files = [
+                stack.enter_context(open(fd, "wb" if i else "rb", 0)) for i, fd in enumerate(descriptors)
+            ]
+            answer = _answer(msgspec.json.decode(line), files, max_pixels)  # type: ignore[arg-type]
+        orders.sendall(msgspec.json.encode(answer) + b"\n")
+
+
+def _answer(order: dict[str, Any], files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
+    try:
+        if width := order.get("thumbnail"):
+            return thumbnail(files, max_pixels, width)
+        return develop(files, max_pixels)
+    except VolumeFailed as error:
+        return {"failed": str(error)}
+    except PictureRefused as error:
+        return {"refused": error.detail}
+    except MemoryError:
+        return {"refused": "the picture needs more memory than a decoder may use"}
+    except Exception as error:  # a decoder of hostile bytes may raise anything
+        return {"refused": f"the picture cannot be decoded: {error}"[:200]}
+
+
+# Confinement ----------------------------------------------------------------------------------------------
+
+
+def confine(memory_bytes: int, max_pixels: int) -> bool:
+    """Give up what decoding does not need; True if the kernel also closed the file system (Landlock)."""
+    for ignored in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to the whole group; the parent drains and still needs us
+        signal.signal(ignored, signal.SIG_IGN)
+    os.nice(5)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    _warm_up()
+    return sys.platform == "linux" and _lock_the_door()
+
+
+def _warm_up() -> None:
+    """Pillow imports its plugins on first use, which the closed door would forbid."""
+    for name in FORMATS:
+        sample = io.BytesIO()
+        Image.new("RGB", (2, 2)).save(sample, name)
+        _dominant_color(_shrink(_viewable(_flat(_decode(canonical(sample.getvalue())))), 1))
+
+
+def _lock_the_door() -> bool:
+    """Landlock with no rule at all: nothing can be opened any more; what is open stays open.
+
+    The numbers are those of linux/landlock.h, the same on every architecture; each version of the interface
+    knows more rights, and a right it does not know is refused.
+    """
+    libc: Any = ctypes.CDLL(None)
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, without which Landlock is refused
+    version: int = libc.syscall(444, None, 0, 1)
+    if version < 1:
+        return False
+    file_rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
+    network_rights, scopes = 3 * (version >= 4), 3 * (version >= 6)
+    rules = struct.pack("=QQQ", file_rights, network_rights, scopes)[
+        : 24 if version >= 6 else 16 if version >= 4 else 8
+    ]
+    ruleset: int = libc.syscall(444, rules, len(rules), 0)
+    return ruleset >= 0 and not libc.syscall(446, ruleset, 0)
+
+
+def main() -> None:
+    memory_bytes, max_pixels = map(int, sys.argv[1:])
+    orders = socket.socket(fileno=0)
+    confined = confine(memory_bytes, max_pixels)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+        orders.sendall(msgspec.json.encode({"confined": confined}) + b"\n")
+        serve(orders, max_pixels)
+
+
+if __name__ == "__main__":
+    main()
