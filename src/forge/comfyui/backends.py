@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from uuid import UUID
 
 import msgspec
 
 from forge.comfyui.client import Comfy
 from forge.comfyui.patience import Patience
 from forge.comfyui.protocol import Health
-from forge.errors import BackendUnreachable
+from forge.errors import BackendUnreachable, BackendWedged
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Backend:
         self.comfy = Comfy(url, patience)
         self.standing = Standing()
         self.quarantine: Quarantine | None = None
+        self.disowned: set[UUID] = set()
         self.health = Health(False)
         self.since = datetime.now(UTC)
         """When it became usable, or stopped being so."""
@@ -93,11 +95,13 @@ class Backend:
     @property
     def usable(self) -> bool:
         """Whether prompts may be sent to it."""
-        return self.standing.healthy and self.quarantine is None
+        return self.standing.healthy and self.quarantine is None and not self.disowned
 
     @property
     def reason(self) -> str:
         """Why it is not usable; empty when it is."""
+        if self.disowned and self.standing.healthy:
+            return f"it may still have {len(self.disowned)} abandoned prompts"
         return self.quarantine.reason if self.quarantine is not None else self.standing.reason
 
     async def probe(self, *, first: bool = False) -> None:
@@ -107,6 +111,14 @@ class Backend:
         self.standing = after_probe(self.standing, self.health, self._patience, first=first)
         if self.quarantine is not None and self.health.reachable:
             await self._look_for_evidence(self.quarantine)
+        if self.disowned and self.health.reachable:
+            await self._get_rid()
+        self._note(usable)
+
+    def disown(self, prompt_id: UUID) -> None:
+        """Use it for nothing else until it is known to be rid of this prompt."""
+        usable = self.usable
+        self.disowned.add(prompt_id)
         self._note(usable)
 
     def isolate(self, reason: str) -> None:
@@ -115,6 +127,16 @@ class Backend:
         self.quarantine = Quarantine(reason, until=time.monotonic() + self._patience.quarantine)
         self._note(usable)
         self.comfy.abandon(reason)
+
+    async def _get_rid(self) -> None:
+        for prompt_id in tuple(self.disowned):
+            try:
+                await self.comfy.cancel(prompt_id)
+            except BackendUnreachable:
+                return
+            except BackendWedged as wedged:
+                self.isolate(wedged.detail)
+            self.disowned.discard(prompt_id)
 
     async def _look_for_evidence(self, quarantine: Quarantine) -> None:
         try:
@@ -132,7 +154,8 @@ class Backend:
     def _note(self, was_usable: bool) -> None:
         if self.usable is not was_usable:
             self.since = datetime.now(UTC)
-            log.warning("%s is %s", self.comfy.url, "usable" if self.usable else self.reason)
+            level = logging.INFO if self.usable else logging.WARNING
+            log.log(level, "ComfyUI %s: %s", self.comfy.url, self.reason or "usable")
 
 
 class Backends:
@@ -192,6 +215,12 @@ class Backends:
         backend = self._find(url)
         if backend is not None:
             backend.isolate(reason)
+
+    def disown(self, url: str, prompt_id: UUID) -> None:
+        """Give up a prompt that cannot be cancelled now; the server is not used until it is rid of it."""
+        backend = self._find(url)
+        if backend is not None:
+            backend.disown(prompt_id)
 
     def status(self) -> list[BackendStatus]:
         """Every server, preferred first."""
