@@ -91,6 +91,15 @@ class Listener:
             if heard[-1]["type"] == "executing" and data["node"] is None and data["prompt_id"] == prompt_id:
                 return heard
 
+    async def heard_so_far(self) -> list[dict[str, Any]]:
+        """Every text message that was sent to this socket before now; needs `listen(autoping=False)`."""
+        await self.socket.ping()
+        heard = []
+        while (received := await self.socket.receive(timeout=PATIENCE)).type is not aiohttp.WSMsgType.PONG:
+            if received.type is aiohttp.WSMsgType.TEXT:
+                heard.append(json.loads(received.data))
+        return heard
+
     async def until(self, kind: str, **facts: Any) -> dict[str, Any]:
         """The next message of a type whose data has these values."""
         while True:
@@ -147,9 +156,10 @@ class Server:
         assert (await self.ask("POST", "/interrupt", json={"prompt_id": prompt_id})).status == 200
 
     @asynccontextmanager
-    async def listen(self, client_id: str | None = None) -> AsyncIterator[Listener]:
+    async def listen(self, client_id: str | None = None, **options: Any) -> AsyncIterator[Listener]:
         client_id = client_id or new_id()
-        async with self.session.ws_connect("/ws", params={"clientId": client_id}, max_msg_size=0) as socket:
+        params = {"clientId": client_id}
+        async with self.session.ws_connect("/ws", params=params, max_msg_size=0, **options) as socket:
             yield Listener(socket, client_id)
 
     @asynccontextmanager

@@ -29,7 +29,7 @@ def spoil(kind: Hostile, saved: list[dict[str, Any]], folders: Folders) -> list[
         case "bomb":
             path.write_bytes(bomb_png())
         case "truncated":
-            path.write_bytes(path.read_bytes()[:-20])
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         case "names":
             return [{"filename": name, "subfolder": "../..", "type": "output"} for name in STRANGE_NAMES]
         case "huge":

@@ -67,6 +67,10 @@ class Record:
                 self.executed[line["prompt_id"]] += 1
 
     def _read_back(self, path: Path) -> None:
-        for text in path.read_bytes().splitlines(keepends=True):
-            if text.endswith(b"\n"):  # a killed process may leave half a line
-                self._count(msgspec.json.decode(text))
+        with path.open("r+b") as file:
+            whole = 0
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._count(msgspec.json.decode(line))
+                    whole += len(line)
+            file.truncate(whole)  # a killed process may leave half a line

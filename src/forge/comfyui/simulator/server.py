@@ -7,6 +7,7 @@ import logging
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +46,6 @@ class Simulator:
     def __init__(self, options: SimulatorOptions | None = None) -> None:
         self.options = options or SimulatorOptions()
         self._port = self.options.port
-        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
         self._ending: asyncio.Task[None] | None = None
         self.perished = asyncio.Event()
 
@@ -74,29 +74,33 @@ class Simulator:
         self._memory.worker.render_ms = (least_ms, most_ms)
 
     async def __aenter__(self) -> Self:
-        options = self.options
-        base = options.output_dir
-        if base is None:
-            self._own_folder = tempfile.TemporaryDirectory(prefix="comfyui-simulator-")
-            base = Path(self._own_folder.name)
-        self.folders = Folders(base)
-        self.record = Record(options.record)
-        self._catalogue = Catalogue(options.checkpoints, options.loras)
-        self._remember()
-        self.render(*options.render_ms)
-        self.faults = options.faults
-        await self._listen()
+        async with AsyncExitStack() as stack:
+            self.record = Record(self.options.record)
+            stack.callback(self.record.close)
+            base = self.options.output_dir
+            if base is None:
+                base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comfyui-simulator-")))
+            self.folders = Folders(base)
+            self._catalogue = Catalogue(self.options.checkpoints, self.options.loras)
+            self._remember()
+            stack.push_async_callback(self._end_memory)
+            self.render(*self.options.render_ms)
+            self.faults = self.options.faults
+            self._runner = self._make_runner()
+            stack.push_async_callback(self._runner.cleanup)
+            await self._runner.setup()
+            await self._start_site()
+            self._exit = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._ending is not None:
             await self._ending
-        await self._memory.end()
         await self._memory.sockets.close_all()
-        await self._runner.cleanup()
-        self.record.close()
-        if self._own_folder is not None:
-            self._own_folder.cleanup()
+        await self._exit.aclose()
+
+    async def _end_memory(self) -> None:
+        await self._memory.end()  # whichever memory is the last
 
     async def forget(self) -> None:
         """Restart in place: memory empty, numbers from 0, temp/ wiped, sockets dropped with 1006."""
@@ -149,7 +153,7 @@ class Simulator:
     def _crashed(self) -> None:
         self._ending = asyncio.create_task(self._perish())
 
-    async def _listen(self) -> None:
+    def _make_runner(self) -> web.AppRunner:
         application = web.Application(
             middlewares=[self._wait_first, same_origin], client_max_size=self.options.max_upload_bytes
         )
@@ -164,11 +168,9 @@ class Simulator:
             application.add_routes(job_routes(self))
         application.add_routes([*internal_routes(self), *control_routes(self)])
         application.add_routes(frontend_routes(self.folders))
-        self._runner = web.AppRunner(
+        return web.AppRunner(
             application, access_log=None, logger=_quiet, shutdown_timeout=0.1, handle_signals=False
         )
-        await self._runner.setup()
-        await self._start_site()
 
     async def _start_site(self) -> None:
         self._site = web.TCPSite(self._runner, self.options.host, self._port, reuse_address=True)
