@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from forge.comfyui import workflows
 from forge.comfyui.client import Comfy
 from forge.comfyui.simulator import Simulator, SimulatorOptions
+from forge.comfyui.workflow_file import Definition, Model
 from forge.comfyui.workflows import Workflow
 from forge.domain.params import SAFE, Param, resolve
 from forge.errors import Invalid, WorkflowInvalid
@@ -217,6 +218,34 @@ def test_what_is_left_out_leaves_no_hole_in_the_prompt() -> None:
     )
 
 
+def test_values_are_said_in_words(tmp_path: Path) -> None:
+    toml = (
+        LOADER_TOP
+        + """
+[compose]
+"2.text" = ["{who} {{and}} {{{moons}}}", "{light}", "{ornate}", "{scale} wide", "{mood}"]
+[params]
+who = { type = "choice", choices = ["sword_saint"] }
+light = { type = "choice", choices = ["dim"], phrases = { dim = "faint (light:0.8)" } }
+ornate = { type = "boolean", phrases = { true = "ornate", false = "" } }
+moons = { type = "integer", minimum = 0 }
+scale = { type = "number" }
+mood = { type = "prompt", weights = true, embeddings = ["calm"] }
+"""
+    )
+    scene = workflows.load(write(tmp_path, toml=toml, graph=LOADER))["swatch"]
+
+    def text(**params: object) -> str:
+        return str(rendered(scene, params)["2"]["inputs"]["text"])
+
+    said = {"who": "sword_saint", "moons": 0, "light": "dim", "ornate": True, "scale": 2}
+    assert text(**said) == "sword saint {and} {0}, faint (light:0.8), ornate, 2 wide"
+    assert (
+        text(ornate=False, scale=0.5, mood="(a:1.5), embedding:calm") == "0.5 wide, (a:1.5), embedding:calm"
+    )
+    assert text() == ""
+
+
 def test_a_client_cannot_name_another_param_in_its_text() -> None:
     text = rendered(BUILT_IN["npc_bust"], {"prompt": "{seed} {style}"})["6"]["inputs"]["text"]
     assert "{seed} {style}" in text
@@ -239,6 +268,11 @@ def test_without_a_lora_its_node_is_gone_and_nothing_misses_it() -> None:
     assert graph["6"]["inputs"]["clip"] == graph["7"]["inputs"]["clip"] == ["4", 1]
     lora = WITH_LORA["npc_bust"].graph["10"]["inputs"]
     assert (lora["lora_name"], lora["strength_model"], lora["strength_clip"]) == ("ink.safetensors", 0.6, 0.6)
+
+
+def test_a_model_without_strength_takes_the_whole_name() -> None:
+    chosen = workflows.load(models={"checkpoint": "a@0.5"})["npc_bust"]
+    assert chosen.graph["4"]["inputs"]["ckpt_name"] == "a@0.5"
 
 
 @pytest.mark.parametrize("chosen", ["ink.safetensors", "ink@night.safetensors", "ink.safetensors@nan"])
@@ -281,6 +315,30 @@ def test_the_example_of_the_contract_works(tmp_path: Path) -> None:
             "inputs": {"images": ["1", 0], "filename_prefix": "forge/job/1/img"},
         },
     }
+
+
+def test_the_example_of_the_docs_works(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "JOB_TYPES.md").read_text(encoding="utf-8")
+    block = dict(re.findall(r"```(\w+)\n(.*?)```", docs, re.DOTALL)[:3])
+    seal = workflows.load(write(tmp_path, "seal", block["toml"], block["json"]))["seal"]
+    resolved = resolve(seal.params, {"details": "three small clouds (white)", "seed": 7}, entropy=1)
+    graph = workflows.render(seal, resolved, filename_prefix="x")
+    assert graph["2"]["inputs"]["text"] == block["text"].strip()
+    assert graph["5"]["inputs"]["seed"] == 7
+    assert workflows.labels(seal, resolved) == {
+        "category": "seal",
+        "archetype_id": None,
+        "variant_key": None,
+    }
+    wrong = block["toml"].replace("4.batch_size", "4.batch")
+    (line,) = refusals(write(tmp_path, "seal", wrong, block["json"]))
+    assert line in docs
+
+
+def test_the_docs_name_every_key() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "JOB_TYPES.md").read_text(encoding="utf-8")
+    keys = {name for shape in (Definition, Model, Param) for name in shape.__struct_fields__}
+    assert {key for key in keys if f"`{key}`" not in docs} == {"params", "compose", "labels", "models"}
 
 
 def test_it_is_in_the_catalogue_beside_the_built_in_ones(tmp_path: Path) -> None:
@@ -423,6 +481,10 @@ PARAM = SWATCH[SWATCH.index("[params") :]
         ("pictures = 0\n" + SWATCH, "1: pictures must be from 1"),
         ('pictures = "colour"\n' + SWATCH, "1: there is no param colour of type integer"),
         ('pictures = "color"\n' + SWATCH, "1: color must be bounded from 1"),
+        (
+            'pictures = "n"\n' + SWATCH + '[params.n]\ntype = "integer"\nminimum = 1\nmaximum = 4\n',
+            "1: n needs a default",
+        ),
         ("estimated_bytes = 0\n" + SWATCH, "1: estimated_bytes must be above 0"),
         ("params = 3\n" + SWATCH[: SWATCH.index("[params")], "1: must be a table"),
         (SWATCH[: SWATCH.index("[params")] + "[params]\ncolor = 3\n", "6: must be a table, [params.color]"),
@@ -443,6 +505,7 @@ LOADER = """\
   "5": {"class_type": "SaveImage", "inputs": {"a": ["2", 0], "filename_prefix": "x"}}
 }
 """
+BOOLEAN = LOADER.replace('"strength": 1', '"strength": true')
 LOADER_TOP = 'asset_type = "a"\ndescription = "b"\ntimeout_seconds = 1\noutputs = ["4"]\n'
 
 
@@ -559,6 +622,14 @@ def test_a_target_that_nothing_needs_or_that_may_vanish_is_refused(tmp_path: Pat
     ]
     write(tmp_path, toml=top + model.format("9", "[]"), graph=LOADER)
     assert refusals(tmp_path) == ["swatch.toml:7: the graph has no node 9"]
+
+
+def test_a_number_does_not_replace_a_switch(tmp_path: Path) -> None:
+    param = '[params.s]\ntype = "number"\ntargets = ["1.strength"]\n'
+    write(tmp_path, toml=LOADER_TOP + param, graph=BOOLEAN)
+    assert refusals(tmp_path) == [
+        "swatch.toml:7: node 1 (CheckpointLoaderSimple) has True for strength, which no number replaces"
+    ]
 
 
 def test_a_missing_directory_and_unreadable_text_are_refused(tmp_path: Path) -> None:

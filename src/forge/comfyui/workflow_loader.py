@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -130,7 +129,7 @@ def _known(problem: FileProblem, wrong: list[FileProblem]) -> bool:
 def _with_models(
     name: str, definition: Definition, graph: Graph, models: Mapping[str, str]
 ) -> tuple[Graph, list[FileProblem]]:
-    graph, wrong = copy.deepcopy(graph), []
+    wrong = []
     for slot, model in definition.models.items():
         chosen = models.get(f"{name}.{slot}", models.get(slot, model.default)).strip()
         if chosen:

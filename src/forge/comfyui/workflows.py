@@ -123,7 +123,7 @@ def labels(workflow: Workflow, resolved: Mapping[str, object]) -> dict[str, str 
         return str(resolved.get(name, ""))
 
     return {
-        label: patterns.fill(workflow.labels[label], value) or None if label in workflow.labels else None
+        label: patterns.fill(workflow.labels[label], value) if label in workflow.labels else None
         for label in LABELS
     }
 
