@@ -78,11 +78,12 @@ def demo(once: bool, **options: Any) -> None:
 
     NATS, Postgres and a ComfyUI simulator are embedded: nothing has to be installed. Portraits, busts, fate
     cards and icons are asked for over the HTTP API, as a game would, and checked byte for byte. It serves
-    on until Ctrl-C; with --once it leaves, with exit status 0 only if every asset is stored, listed, readable.
+    on until Ctrl-C; with --once it leaves, with exit status 0 only if every asset is stored, listed and
+    readable.
     """
     from forge.demo import show
 
-    sys.exit(show(_dev_environment(**options), once=once, port_given=options["port"] is not None))
+    sys.exit(show(_dev_environment(**options), once=once, report=_report))
 
 
 @cli.command()
@@ -118,20 +119,21 @@ def setup(data_dir: Path | None) -> None:
 
     from forge import bootstrap
 
-    asyncio.run(bootstrap.setup(_settings(data_dir)))
+    for line in asyncio.run(bootstrap.setup(_settings(data_dir))):
+        click.echo(line)
 
 
 @cli.command()
 @data_dir_option
-@click.option("--trust-loopback", is_flag=True, hidden=True)
-def api(data_dir: Path | None, trust_loopback: bool) -> None:
+@click.option("--open-to-loopback", is_flag=True, hidden=True)
+def api(data_dir: Path | None, open_to_loopback: bool) -> None:
     """Serve the REST API and the web UI on FORGE_HOST:FORGE_PORT.
 
     Any number may run beside each other. SIGTERM finishes open requests first; a second one ends at once.
     """
     from forge import bootstrap
 
-    sys.exit(bootstrap.run_api(_settings(data_dir), trust_loopback=trust_loopback))
+    sys.exit(bootstrap.run_api(_settings(data_dir), open_to_loopback=open_to_loopback))
 
 
 def _roles(_context: click.Context, _option: click.Parameter, text: str) -> frozenset[str]:

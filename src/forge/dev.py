@@ -146,18 +146,19 @@ def _sole_owner(data_dir: Path) -> Iterator[None]:
 
 
 async def _start(settings: Settings, environ: Mapping[str, str], children: Children) -> Dev:
-    port = _free_port(settings.host, settings.port)
+    port = free_port(settings.host, settings.port)
     settings = msgspec.structs.replace(settings, port=port)
     settings = await _start_servers(settings, environ, children)
     dev = Dev(f"http://{_in_url(settings.host)}:{port}", settings)
     children.on_change = lambda: _write_record(dev, children)
     children.on_change()
 
-    from forge import bootstrap  # read while the servers start
-
-    await bootstrap.setup(settings)
     for words in (_api_words(settings), ["worker"]):
         children.start(words[0], _command(words, settings, environ))
+
+    from forge import bootstrap  # takes as long to read as the children take to start
+
+    await bootstrap.setup(settings)
     await _until_ready(settings)
     children.steady = True
     return dev
@@ -171,7 +172,7 @@ async def _start_servers(settings: Settings, environ: Mapping[str, str], childre
     if nats:
         children.start("nats", nats)
     if not environ.get("FORGE_COMFYUI_URLS"):
-        port = _free_port("127.0.0.1", 0)
+        port = free_port("127.0.0.1", 0)
         words = ["sim", "--port", str(port), "--output-dir", str(data / "comfyui"), "--render-ms", RENDER_MS]
         children.start("sim", _command(words, settings, environ))
         found["comfyui_urls"] = (f"http://127.0.0.1:{port}",)
@@ -186,7 +187,7 @@ async def _start_servers(settings: Settings, environ: Mapping[str, str], childre
 
 def _api_words(settings: Settings) -> list[str]:
     """Without keys, this machine's own requests are the operator `dev`."""
-    return ["api"] if settings.api_keys else ["api", "--trust-loopback"]
+    return ["api"] if settings.api_keys else ["api", "--open-to-loopback"]
 
 
 def _command(words: list[str], settings: Settings, environ: Mapping[str, str]) -> ForgeCommand:
@@ -222,7 +223,7 @@ def _write_record(dev: Dev, children: Children) -> None:
     )
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """`port` when nobody listens there, or for 0 any such port."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

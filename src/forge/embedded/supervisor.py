@@ -19,6 +19,9 @@ STEADY_AFTER = 10.0
 REFUSED = 2
 """How a forge command ends that a restart cannot cure: a bad setting, say."""
 
+FALSE_STARTS = 4
+"""How often a child may die before everything serves, until its supervisor gives up."""
+
 
 class Launchable(Protocol):
     """What can be kept running: an embedded server or a command of forge."""
@@ -57,7 +60,7 @@ class Children:
         """Keep what is started inside this block; stop it all when the block is left, however it is left.
 
         Raises:
-            ServerFailed: a child refused to start at all before everything was `steady`.
+            ServerFailed: a child did not come up at all before everything was `steady`.
         """
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -93,27 +96,32 @@ class Children:
             await asyncio.to_thread(child.stop)
 
     async def _keep(self, name: str) -> None:
-        pause = FIRST_PAUSE
+        pause, deaths = 0.0, 0
         while True:
             launched = time.monotonic()
             await _ended(self._processes[name])
-            pause = (
-                FIRST_PAUSE if time.monotonic() - launched > STEADY_AFTER else min(pause * 2, LONGEST_PAUSE)
-            )
+            deaths += 1
+            if not self.steady:
+                self._give_up_on(name, deaths)
+            steady = time.monotonic() - launched > STEADY_AFTER
+            pause = FIRST_PAUSE if steady or not pause else min(2 * pause, LONGEST_PAUSE)
             self._explain_death(name, pause)
             await asyncio.sleep(pause)
             await self._launch_again(name)
 
+    def _give_up_on(self, name: str, deaths: int) -> None:
+        process = self._processes[name]
+        if process.exit_status == REFUSED or deaths > FALSE_STARTS:
+            words = process.last_words().removeprefix("forge: ")
+            raise ServerFailed(f"{name} does not start: {words or 'it says nothing'} (see {process.log})")
+
     def _explain_death(self, name: str, pause: float) -> None:
         process = self._processes[name]
-        words = process.last_words(limit=600)
-        if process.exit_status == REFUSED and not self.steady:
-            raise ServerFailed(f"{name} refuses to start: {words.removeprefix('forge: ')}")
+        how, words = "was killed", ""
+        if process.exit_status is not None and process.exit_status >= 0:
+            how, words = f"ended with status {process.exit_status}", process.last_words(limit=600)
         told = f" ({words.splitlines()[-1]})" if words else ""
-        self._report(
-            f"{name} ended with status {process.exit_status}{told}; "
-            f"it starts again in {pause:.1f} s, its log is {process.log}"
-        )
+        self._report(f"{name} {how}{told}; again in {pause:.1f} s, log in {process.log}")
 
     async def _launch_again(self, name: str) -> None:
         self._kept[name].stop()
