@@ -269,7 +269,7 @@ def _webp_frame(chunks: dict[bytes, memoryview]) -> tuple[int, int, bool]:
     if b"VP8X" in chunks:
         canvas = _slice(chunks[b"VP8X"], 0, 10)
         sound &= (_little(canvas[4:7]) + 1, _little(canvas[7:10]) + 1) == (width, height)
-    if not sound:
+    if not sound or not width or not height:
         raise PictureRefused("the WebP's headers are damaged")
     return width, height, alpha
 

@@ -248,7 +248,11 @@ def _lock_the_door() -> bool:
         : 24 if version >= 6 else 16 if version >= 4 else 8
     ]
     ruleset: int = libc.syscall(444, rules, len(rules), 0)
-    return ruleset >= 0 and not libc.syscall(446, ruleset, 0)
+    if ruleset < 0:
+        return False
+    closed = not libc.syscall(446, ruleset, 0)
+    os.close(ruleset)
+    return closed
 
 
 def main() -> None:
