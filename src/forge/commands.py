@@ -278,7 +278,8 @@ class Jobs:
             job = loaded.job
             for record in records[len(before) :]:
                 job = evolve(job, record.event, record.meta.at)
-            return msgspec.structs.replace(loaded, job=job, seq=records[-1].seq)
+            facts = (*loaded.facts, *records[len(before) :])
+            return msgspec.structs.replace(loaded, job=job, seq=records[-1].seq, facts=facts)
         raise LogUnavailable(f"job {loaded.job.id} changes faster than can be decided")
 
     async def _append(

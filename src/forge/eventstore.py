@@ -16,7 +16,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from forge.broker import BrokerRefused, exchange
+from forge.broker import BrokerRefused, exchange, request
 from forge.errors import Conflict, LogUnavailable
 from forge.events.catalogue import Event, encode
 from forge.events.envelope import Meta, Recorded, headers, open_envelope
@@ -171,6 +171,11 @@ class EventStore:
     async def last(self, filter_: str, *, timeout: float = 2.0) -> Recorded | None:
         """The newest event a filter covers."""
         return await self._get({"last_by_subj": filter_}, timeout)
+
+    async def head(self) -> int:
+        """The sequence of the newest event, 0 in an empty log."""
+        info = msgspec.json.decode(await request(self.nc, f"STREAM.INFO.{self.stream}"))
+        return int(info["state"]["last_seq"])
 
     async def _get(self, query: dict[str, object], timeout: float) -> Recorded | None:
         place = f"$JS.API.DIRECT.GET.{self.stream}"

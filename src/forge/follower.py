@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -49,7 +49,7 @@ async def follow(
     *,
     stream: str = EVENTS,
     most: int = 1000,
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     """Yield the events from sequence ``start`` on, in order, for ever, at most ``most`` at a time.
 
     The first batch comes at once, empty if there is nothing to read. Heals itself over lost connections and

@@ -159,6 +159,12 @@ async def apply(nc: Client, folder: Path | None = None) -> list[Change]:
     return done
 
 
+async def places(nc: Client) -> int:
+    """How many jobs may run at once: what the stream of orders holds."""
+    info = msgspec.json.decode(await request(nc, f"STREAM.INFO.{DISPATCH}"))
+    return int(info["config"]["max_msgs"])
+
+
 async def _apply(nc: Client, kind: str, path: str, config: dict[str, Any], body: dict[str, Any]) -> Change:
     there = await _existing(nc, kind, path)
     if there is None:

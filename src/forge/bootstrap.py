@@ -1,0 +1,236 @@
+"""Puts everything together, in this one place: opens NATS, Postgres and ComfyUI once, closes them in reverse.
+
+A process is crash-only: whatever goes wrong beyond repair ends it, and its supervisor starts it again.
+SIGTERM lets it finish what it has in hand; a second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+import uvloop
+from nats.aio.client import Client
+
+from forge import database, telemetry, topology
+from forge.broker import connect
+from forge.commands import Jobs
+from forge.errors import DatabaseUnavailable, ForgeError
+from forge.eventstore import EventStore
+from forge.settings import Settings
+from forge.store import Store
+
+log = logging.getLogger("forge")
+
+ROLES = ("generation", "dispatcher", "projector", "cleanup", "scheduler")
+
+DRAIN_SECONDS = 15.0
+"""How long a worker that is told to stop may finish what it has in hand."""
+
+_EXIT_FAILED = 70
+
+
+async def setup(settings: Settings) -> list[str]:
+    """Streams, consumers and migrations; may be repeated. Returns a line for each thing and what was done.
+
+    Raises:
+        TopologyDiffers, MigrationFailed: what cannot be changed, and why.
+        LogUnavailable, DatabaseUnavailable: a server does not answer.
+    """
+    nc = await connect(settings.nats_url, "setup")
+    try:
+        done = [f"{change.name}: {change.outcome}" for change in await topology.apply(nc)]
+    finally:
+        await nc.close()
+    return done + [f"{name}: applied" for name in await database.migrate(settings.postgres_dsn)]
+
+
+# ------------------------------------------------------------------- workers
+
+
+def run_worker(settings: Settings, roles: frozenset[str]) -> int:
+    """Run some roles until told to stop; the exit status."""
+    telemetry.start("worker")
+    return uvloop.run(_until_stopped(_worker(settings, roles)))
+
+
+async def _worker(settings: Settings, roles: frozenset[str]) -> None:
+    stop = _stop_on_signals()
+    async with AsyncExitStack() as stack:
+        nc = await _nats(stack, settings, "worker")
+        await topology.apply(nc)
+        endless, draining = await _roles(stack, nc, settings, roles, stop)
+        log.info("working", extra={"roles": sorted(roles)})
+        await _run(endless, draining, stop)
+
+
+async def _roles(
+    stack: AsyncExitStack, nc: Client, settings: Settings, roles: frozenset[str], stop: asyncio.Event
+) -> tuple[list[Coroutine[Any, Any, None]], list[Coroutine[Any, Any, None]]]:
+    """The work of each role: what ends only by being cancelled, and what finishes after ``stop``."""
+    events = EventStore(nc)
+    endless: list[Coroutine[Any, Any, None]] = []
+    draining: list[Coroutine[Any, Any, None]] = []
+    if roles & {"generation", "cleanup", "scheduler"}:
+        store = Store(settings.assets_dir)
+        await asyncio.to_thread(store.open)
+    if roles & {"projector", "cleanup", "scheduler"}:
+        await _migrated(settings)
+        pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
+    if "dispatcher" in roles:
+        from forge.workers.dispatcher import Dispatcher
+
+        endless.append(Dispatcher(nc).run())
+    if "projector" in roles:
+        from forge.workers import projector
+
+        endless.append(projector.run(nc, pool))
+    if "generation" in roles:
+        draining.append(await _generation(stack, nc, events, store, settings, stop))
+    if "cleanup" in roles:
+        from forge.workers.cleanup import Cleanup
+
+        draining.append(Cleanup(nc, events, pool, store).run(stop))
+    if "scheduler" in roles:
+        from forge.workers.scheduler import Scheduler
+
+        draining.append(Scheduler(nc, pool, store, settings).run(stop))
+    return endless, draining
+
+
+async def _generation(
+    stack: AsyncExitStack,
+    nc: Client,
+    events: EventStore,
+    store: Store,
+    settings: Settings,
+    stop: asyncio.Event,
+) -> Coroutine[Any, Any, None]:
+    from forge.comfyui.backends import Backends
+    from forge.comfyui.workflows import load
+    from forge.images import Workshop
+    from forge.workers.attempt import Studio
+    from forge.workers.generation import Generation
+
+    studio = Studio(
+        worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
+        nc=nc,
+        jobs=Jobs(events),
+        backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
+        workflows=load(settings.workflows_dir),
+        store=store,
+        workshop=await stack.enter_async_context(Workshop()),
+        asset_ttl_seconds=settings.asset_ttl_seconds,
+    )
+    return Generation(studio).run(stop)
+
+
+async def _run(
+    endless: list[Coroutine[Any, Any, None]], draining: list[Coroutine[Any, Any, None]], stop: asyncio.Event
+) -> None:
+    """Run all roles; the first that fails ends the process, and stopping waits for what is in hand."""
+    loops = [asyncio.create_task(work) for work in endless]
+    drains = [asyncio.create_task(work) for work in draining]
+    told = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait({*loops, *drains, told}, return_when=asyncio.FIRST_COMPLETED)
+        if told not in done:
+            for task in done:
+                task.result()
+        if drains:
+            await asyncio.wait(drains, timeout=DRAIN_SECONDS)
+    finally:
+        for task in (*loops, *drains, told):
+            task.cancel()
+        await asyncio.gather(*loops, *drains, told, return_exceptions=True)
+
+
+# ----------------------------------------------------------------------- API
+
+
+def run_api(settings: Settings, *, open_to_loopback: bool = False) -> int:
+    """Serve the API until told to stop; the exit status.
+
+    ``open_to_loopback`` takes requests from this machine without a key as those of an operator: only
+    ``forge dev`` says so, and only where no keys are set.
+    """
+    telemetry.start("api")
+    return uvloop.run(_until_stopped(_api(settings, open_to_loopback)))
+
+
+async def _api(settings: Settings, open_to_loopback: bool) -> None:
+    from forge.api.serving import serve  # brings the web framework, which workers do without
+
+    stop = _stop_on_signals()
+    async with AsyncExitStack() as stack:
+        nc = await _nats(stack, settings, "api")
+        await topology.apply(nc)
+        try:
+            await database.migrate(settings.postgres_dsn)
+        except DatabaseUnavailable as error:  # requests are accepted without it
+            log.warning("starting without the database", extra={"error": error.detail})
+        pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
+        await serve(stack, nc, pool, settings, open_to_loopback, stop)
+
+
+# -------------------------------------------------------------------- shared
+
+
+async def _until_stopped(work: Awaitable[None]) -> int:
+    failed = False
+    try:
+        await work
+    except* ForgeError as errors:
+        failed = True
+        log.error("stopped", exc_info=errors)
+    return _EXIT_FAILED if failed else 0
+
+
+async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
+    async def closed() -> None:
+        if not leaving:
+            os._exit(_EXIT_FAILED)  # a client never returns from CLOSED: the supervisor starts another
+
+    leaving: list[bool] = []
+    nc = await connect(settings.nats_url, role, on_closed=closed)
+
+    async def leave() -> None:
+        leaving.append(True)
+        await nc.close()
+
+    stack.push_async_callback(leave)
+    return nc
+
+
+async def _migrated(settings: Settings, patience: float = 30.0) -> None:
+    """Wait for Postgres to come up, then bring it to this version."""
+    deadline = asyncio.get_running_loop().time() + patience
+    while True:
+        try:
+            await database.migrate(settings.postgres_dsn)
+        except DatabaseUnavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            return
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told)
+    return stop

@@ -1,0 +1,235 @@
+"""``asset_inventory`` (D1): one row for each content, with ``asset_reference`` for who refers to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from forge.database import Connection
+from forge.events.assets import AssetDeleted, AssetStored
+from forge.events.envelope import Recorded
+from forge.projections.projection import Change, Create, Projection, Run, Table
+
+ASSETS = Table("asset_inventory", ("id",))
+REFERENCES = Table("asset_reference", ("asset_id", "job_id", "position"))
+inventory = Projection("inventory", version=1, tables=[ASSETS, REFERENCES])
+
+_DROP_REFERENCE = "delete from asset_reference where asset_id = $1 and job_id = $2"
+
+_DROP_UNREFERENCED = """
+delete from asset_inventory a
+where a.id = $1 and not exists (select from asset_reference r where r.asset_id = a.id)
+"""
+
+
+@inventory.on(AssetStored)
+def stored(event: AssetStored, record: Recorded) -> Iterable[Change]:
+    yield Create(
+        ASSETS,
+        {
+            "id": event.asset_id,
+            "asset_type": event.asset_type,
+            "category": event.category,
+            "archetype_id": event.archetype_id,
+            "variant_key": event.variant_key,
+            "file_path": event.file_path,
+            "file_size_bytes": event.file_size_bytes,
+            "format": event.format,
+            "width": event.width,
+            "height": event.height,
+            "content_hash": event.content_hash,
+            "pixel_hash": event.pixel_hash,
+            "dominant_color": event.dominant_color,
+            "generation_params": event.generation_params,
+            "access_count": 0,
+            "created_at": event.created_at,
+            "expires_at": event.expires_at,
+            "search": _searchable(event),
+            "seq": record.seq,
+        },
+        latest=("expires_at",),
+    )
+    yield Create(
+        REFERENCES,
+        {
+            "asset_id": event.asset_id,
+            "job_id": event.job_id,
+            "position": event.position,
+            "user_id": event.user_id,
+            "session_id": event.session_id,
+            "character_id": event.character_id,
+            "file_size_bytes": event.file_size_bytes,
+            "created_at": event.created_at,
+            "expires_at": event.expires_at,
+            "seq": record.seq,
+        },
+    )
+
+
+@inventory.on(AssetDeleted)
+def deleted(event: AssetDeleted, record: Recorded) -> Iterable[Change]:
+    yield Run(_DROP_REFERENCE, (event.asset_id, event.job_id))
+    yield Run(_DROP_UNREFERENCED, (event.asset_id,))
+
+
+def _searchable(event: AssetStored) -> str:
+    """What ``?q=`` looks through: the labels and every word of the params."""
+    words = [event.asset_type, event.category, event.archetype_id, event.variant_key, event.character_id]
+    words += [str(value) for value in event.generation_params.values() if isinstance(value, str)]
+    return " ".join(word for word in words if word).lower()
+
+
+# -------------------------------------------------------------------- reading
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which assets a list holds; None does not matter. ``words`` are lower-case and must all occur."""
+
+    asset_type: str | None = None
+    category: str | None = None
+    archetype_id: str | None = None
+    variant_key: str | None = None
+    character_id: str | None = None
+    session_id: str | None = None
+    created_after: Any = None
+    created_before: Any = None
+    words: tuple[str, ...] = ()
+
+
+_COLUMNS = """
+select a.id, a.asset_type, a.category, a.archetype_id, a.variant_key, a.file_path, a.file_size_bytes,
+       a.dimensions, a.format, a.width, a.height, a.content_hash, a.pixel_hash, a.dominant_color,
+       a.generation_params, a.access_count, a.last_accessed_at, r.job_id, r.user_id, r.session_id,
+       r.character_id, greatest(a.seq, r.seq) as seq
+"""
+
+_FACETS = """
+  and ($2::text is null or a.asset_type = $2)
+  and ($3::text is null or a.category = $3)
+  and ($4::text is null or a.archetype_id = $4)
+  and ($5::text is null or a.variant_key = $5)
+  and ($8::text[] is null or a.search like all ($8))
+"""
+
+# A tenant's list is a list of references: an asset is as old as the tenant's newest one, whoever had the
+# same picture before.
+_MINE = f"""
+from asset_reference r join asset_inventory a on a.id = r.asset_id
+where r.user_id = $1
+  and ($6::text is null or r.character_id = $6)
+  and ($7::text is null or r.session_id = $7)
+  and ($9::timestamptz is null or r.created_at > $9)
+  and ($10::timestamptz is null or r.created_at < $10)
+  and not exists (
+      select from asset_reference n
+      where n.asset_id = r.asset_id and n.user_id = $1
+        and ($6::text is null or n.character_id = $6)
+        and ($7::text is null or n.session_id = $7)
+        and (n.created_at, n.job_id, n.position) > (r.created_at, r.job_id, r.position)
+  ){_FACETS}"""
+
+_ALL = f"""
+from asset_inventory a join lateral (
+    select * from asset_reference n
+    where n.asset_id = a.id
+      and ($6::text is null or n.character_id = $6)
+      and ($7::text is null or n.session_id = $7)
+    order by n.created_at desc, n.job_id desc, n.position desc limit 1
+) r on true
+where $1::text is null
+  and ($6::text is null or a.id in (select asset_id from asset_reference where character_id = $6))
+  and ($7::text is null or a.id in (select asset_id from asset_reference where session_id = $7))
+  and ($9::timestamptz is null or a.created_at > $9)
+  and ($10::timestamptz is null or a.created_at < $10){_FACETS}"""
+
+_DATES = {_MINE: ", r.created_at, r.expires_at", _ALL: ", a.created_at, a.expires_at"}
+
+# order → (key of a tenant's list, key of everybody's, its type, direction)
+_ORDERS = {
+    "-created_at": ("r.created_at", "a.created_at", "timestamptz", "desc"),
+    "created_at": ("r.created_at", "a.created_at", "timestamptz", "asc"),
+    "-file_size_bytes": ("a.file_size_bytes", "a.file_size_bytes", "bigint", "desc"),
+    "file_size_bytes": ("a.file_size_bytes", "a.file_size_bytes", "bigint", "asc"),
+}
+ORDERS = tuple(_ORDERS)
+
+_ESTIMATE = {rows: f"select count(*) from (select 1 {rows} limit 10001) c" for rows in (_MINE, _ALL)}
+
+_REFERENCES = """
+select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, a.asset_type, a.content_hash, a.format
+from asset_reference r join asset_inventory a on a.id = r.asset_id
+where r.asset_id = $1 and ($2::text is null or r.user_id = $2)
+order by r.seq
+"""
+
+_STORED = """
+select asset_type, count(*) as assets, sum(file_size_bytes)::bigint as bytes
+from asset_inventory group by asset_type order by asset_type
+"""
+
+
+def _arguments(tenant: str | None, wanted: Wanted) -> list[Any]:
+    return [
+        tenant,
+        wanted.asset_type,
+        wanted.category,
+        wanted.archetype_id,
+        wanted.variant_key,
+        wanted.character_id,
+        wanted.session_id,
+        [f"%{_literal(word)}%" for word in wanted.words] or None,
+        wanted.created_after,
+        wanted.created_before,
+    ]
+
+
+def _literal(word: str) -> str:
+    for sign in ("\\", "%", "_"):
+        word = word.replace(sign, f"\\{sign}")
+    return word
+
+
+async def page(
+    connection: Connection,
+    tenant: str | None,
+    wanted: Wanted,
+    order: str,
+    after: tuple[Any, UUID] | None,
+    limit: int,
+) -> list[asyncpg.Record]:
+    """Assets in one of ``ORDERS`` behind the place of ``after``, each with its newest reference."""
+    rows = _ALL if tenant is None else _MINE
+    mine, all_, kind, direction = _ORDERS[order]
+    key, beyond = all_ if tenant is None else mine, "<" if direction == "desc" else ">"
+    place = f"and ($11::{kind} is null or ({key}, a.id) {beyond} ($11, $12::uuid))"
+    sql = f"{_COLUMNS}{_DATES[rows]}{rows} {place} order by {key} {direction}, a.id {direction} limit $13"
+    return await connection.fetch(sql, *_arguments(tenant, wanted), *(after or (None, None)), limit)
+
+
+async def estimate(connection: Connection, tenant: str | None, wanted: Wanted) -> int:
+    """How many assets the list holds; 10001 stands for more than 10000."""
+    rows = _ALL if tenant is None else _MINE
+    count: int = await connection.fetchval(_ESTIMATE[rows], *_arguments(tenant, wanted))
+    return count
+
+
+async def asset(connection: Connection, id_: UUID, tenant: str | None) -> asyncpg.Record | None:
+    """One asset with its newest reference, if the tenant has one."""
+    rows = _ALL if tenant is None else _MINE
+    sql = f"{_COLUMNS}{_DATES[rows]}{rows} and a.id = $11"
+    return await connection.fetchrow(sql, *_arguments(tenant, Wanted()), id_)
+
+
+async def references(connection: Connection, id_: UUID, tenant: str | None) -> list[asyncpg.Record]:
+    """Who refers to an asset, oldest first; of the tenant's only."""
+    return await connection.fetch(_REFERENCES, id_, tenant)
+
+
+async def stored_bytes(connection: Connection) -> dict[str, tuple[int, int]]:
+    """Asset type → assets and their bytes."""
+    rows = await connection.fetch(_STORED)
+    return {row["asset_type"]: (row["assets"], row["bytes"]) for row in rows}

@@ -1,0 +1,208 @@
+"""``generation_queue`` (D2): every job, as the log tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from forge.database import Connection
+from forge.domain.jobs import Status
+from forge.events.envelope import Recorded
+from forge.events.jobs import (
+    JobAdopted,
+    JobAttemptFailed,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobRetried,
+    JobStarted,
+    JobSubmitted,
+)
+from forge.projections.projection import Change, Create, Projection, Put, Table
+
+TABLE = Table("generation_queue", ("id",))
+queue = Projection("queue", version=1, tables=[TABLE])
+
+_UNLOCKED: dict[str, Any] = {"locked_by": None, "locked_at": None}
+
+
+def _put(record: Recorded, job_id: UUID, **columns: Any) -> list[Change]:
+    return [Put(TABLE, {"id": job_id, **columns, "seq": record.seq})]
+
+
+@queue.on(JobSubmitted)
+def submitted(event: JobSubmitted, record: Recorded) -> Iterable[Change]:
+    yield Create(
+        TABLE,
+        {
+            "id": event.job_id,
+            "priority": event.priority,
+            "job_type": event.job_type,
+            "asset_type": event.asset_type,
+            "job_params": event.params,
+            "status": Status.PENDING,
+            "attempts": 0,
+            "max_attempts": event.max_attempts,
+            "created_at": record.meta.at,
+            "user_id": event.user_id,
+            "session_id": event.session_id,
+            "character_id": event.character_id,
+            "batch_id": event.batch_id,
+            "ttl_seconds": event.ttl_seconds,
+            "cached": False,
+            "assets": [],
+            "submitted_seq": record.seq,
+            "admitted_seq": record.seq,
+            "seq": record.seq,
+        },
+    )
+
+
+@queue.on(JobRetried)
+def retried(event: JobRetried, record: Recorded) -> Iterable[Change]:
+    return _put(
+        record,
+        event.job_id,
+        status=Status.PENDING,
+        max_attempts=event.max_attempts,
+        admitted_seq=record.seq,
+        completed_at=None,
+        error_code=None,
+        error_message=None,
+    )
+
+
+@queue.on(JobStarted)
+def started(event: JobStarted, record: Recorded) -> Iterable[Change]:
+    return _put(
+        record,
+        event.job_id,
+        status=Status.RUNNING,
+        attempts=event.attempt,
+        locked_by=event.worker,
+        locked_at=record.meta.at,
+        started_at=record.meta.at,
+        retry_at=None,
+        backend=event.backend,
+        reason=event.reason,
+        error_code=None,
+        error_message=None,
+    )
+
+
+@queue.on(JobAdopted)
+def adopted(event: JobAdopted, record: Recorded) -> Iterable[Change]:
+    return _put(record, event.job_id, locked_by=event.worker, locked_at=record.meta.at)
+
+
+@queue.on(JobAttemptFailed)
+def attempt_failed(event: JobAttemptFailed, record: Recorded) -> Iterable[Change]:
+    return _put(
+        record,
+        event.job_id,
+        status=Status.PENDING,
+        error_code=event.code,
+        error_message=event.message,
+        retry_at=event.retry_at,
+        **_UNLOCKED,
+    )
+
+
+@queue.on(JobCompleted)
+def completed(event: JobCompleted, record: Recorded) -> Iterable[Change]:
+    return _put(
+        record,
+        event.job_id,
+        status=Status.COMPLETED,
+        completed_at=record.meta.at,
+        cached=event.cached,
+        assets=event.assets,
+        **_UNLOCKED,
+    )
+
+
+@queue.on(JobFailed)
+def failed(event: JobFailed, record: Recorded) -> Iterable[Change]:
+    return _put(
+        record,
+        event.job_id,
+        status=Status.FAILED,
+        completed_at=record.meta.at,
+        error_code=event.code,
+        error_message=event.message,
+        **_UNLOCKED,
+    )
+
+
+@queue.on(JobCancelled)
+def cancelled(event: JobCancelled, record: Recorded) -> Iterable[Change]:
+    return _put(
+        record, event.job_id, status=Status.CANCELLED, completed_at=record.meta.at, retry_at=None, **_UNLOCKED
+    )
+
+
+# -------------------------------------------------------------------- reading
+# A tenant of null is an operator, who sees everybody's.
+
+_COLUMNS = """
+select id, status, job_type, job_params, priority, user_id, session_id, character_id, batch_id, attempts,
+       max_attempts, created_at, started_at, completed_at, error_code, error_message, cached, assets,
+       submitted_seq, admitted_seq, seq
+from generation_queue
+"""
+
+_JOB = f"{_COLUMNS} where id = $1 and ($2::text is null or user_id = $2)"
+
+_BATCH = f"{_COLUMNS} where batch_id = $1 and ($2::text is null or user_id = $2) order by submitted_seq"
+
+_PAGE = f"""{_COLUMNS}
+where ($1::text is null or user_id = $1)
+  and status = any ($2::text[])
+  and ($3::text is null or job_type = $3)
+  and ($4::timestamptz is null or (created_at, id) < ($4, $5::uuid))
+order by created_at desc, id desc
+limit $6
+"""
+
+_COUNTS = """
+select s.status, (
+    select count(*) from (
+        select from generation_queue q
+        where q.status = s.status and ($1::text is null or q.user_id = $1) limit 10001
+    ) c
+) as jobs
+from unnest($2::text[]) as s (status)
+"""
+
+
+async def job(connection: Connection, id_: UUID, tenant: str | None) -> asyncpg.Record | None:
+    """One job, if the tenant may see it."""
+    return await connection.fetchrow(_JOB, id_, tenant)
+
+
+async def batch(connection: Connection, id_: UUID, tenant: str | None) -> list[asyncpg.Record]:
+    """The jobs of a batch in the order they were given; none where there is no such batch."""
+    return await connection.fetch(_BATCH, id_, tenant)
+
+
+async def page(
+    connection: Connection,
+    tenant: str | None,
+    statuses: Sequence[Status],
+    job_type: str | None,
+    after: tuple[datetime, UUID] | None,
+    limit: int,
+) -> list[asyncpg.Record]:
+    """Jobs, newest first, behind the place of ``after``."""
+    at, id_ = after or (None, None)
+    return await connection.fetch(_PAGE, tenant, list(statuses), job_type, at, id_, limit)
+
+
+async def counts(connection: Connection, tenant: str | None) -> dict[str, int]:
+    """Jobs by status; 10001 stands for more than 10000."""
+    rows = await connection.fetch(_COUNTS, tenant, list(Status))
+    return {row["status"]: row["jobs"] for row in rows}

@@ -1,0 +1,176 @@
+"""The dispatcher: keeps the waiting jobs in order and gives the next one whenever a place is free.
+
+It gives just in time, so that priority, cancellation and fairness hold until the last moment. The stream of
+orders takes no more than three (``nats/streams.json``), whatever this code believes: with two dispatchers, or
+one that has just restarted, an order is simply refused. An order that ought to be there and is not, because a
+server lost it or a worker dropped it, is given again; a worker that gets it looks before it draws.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from forge.broker import BrokerRefused, exchange, request
+from forge.domain.dispatch import Choice, Line
+from forge.domain.jobs import Job, Status
+from forge.errors import LogUnavailable
+from forge.follower import follow
+from forge.topology import ALL_ADMISSIONS, ALL_JOB_FACTS, DISPATCH, ORDER_DONE
+from forge.topology import order as order_subject
+from forge.workers.orders import Order, encode
+
+log = logging.getLogger("forge.dispatcher")
+
+_FULL = 10077
+_LOOK_SECONDS = 1.0
+_MISSING_SECONDS = 3.0
+"""An order that is missed for so long is given again; until then the log may just not have told yet."""
+
+
+class _Stream(msgspec.Struct):
+    class Config(msgspec.Struct):
+        max_msgs: int
+
+    class State(msgspec.Struct):
+        subjects: dict[str, int] | None = None
+
+    config: Config
+    state: State
+
+
+class _PubAck(msgspec.Struct):
+    class Error(msgspec.Struct):
+        err_code: int = 0
+        description: str = ""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: Error | None = None
+
+
+class _Done(msgspec.Struct):
+    stream_seq: int
+
+
+class Dispatcher:
+    """One role of a worker process; several may run, and give no job twice."""
+
+    def __init__(self, nc: Client) -> None:
+        self.nc = nc
+        self.line = Line()
+        self.places = 0
+        self.orders: dict[UUID, int] = {}
+        """Jobs whose order lies in the queue → its sequence there, 0 where another dispatcher gave it."""
+        self._news = asyncio.Event()
+        self._missed: dict[UUID, float] = {}
+
+    async def run(self) -> None:
+        """Dispatch for ever."""
+        caught_up = asyncio.Event()
+        subscription = await self.nc.subscribe(ORDER_DONE, cb=self._on_done)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(caught_up), name="dispatcher follows the log")
+                await caught_up.wait()
+                await self._dispatch()
+        finally:
+            if self.nc.is_connected:
+                await subscription.unsubscribe()
+
+    async def _follow(self, caught_up: asyncio.Event) -> None:
+        async with aclosing(follow(self.nc, 1, (ALL_ADMISSIONS, ALL_JOB_FACTS))) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    self.line.apply(record)
+                self._news.set()
+                if batch.caught_up:
+                    caught_up.set()
+
+    async def _dispatch(self) -> None:
+        looked = 0.0
+        while True:
+            self._news.clear()
+            due = self.line.release(datetime.now(UTC))
+            try:
+                if time.monotonic() - looked > _LOOK_SECONDS:
+                    await self._look()
+                    looked = time.monotonic()
+                await self._fill()
+            except (LogUnavailable, BrokerRefused) as error:
+                log.warning("dispatching is interrupted", extra={"error": str(error)})
+            pause = _LOOK_SECONDS
+            if due is not None:
+                pause = min(pause, max(0.01, (due - datetime.now(UTC)).total_seconds()))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), pause)
+
+    async def _fill(self) -> None:
+        """Give orders while a place is free and somebody waits."""
+        while len(self.orders) < self.places:
+            choice = self.line.choose(self._given())
+            if choice is None or not await self._give(choice, f"{choice.job.id}-{choice.job.attempt + 1}"):
+                return
+
+    def _given(self) -> list[UUID]:
+        """Jobs whose order is out but whose start the log does not tell yet."""
+        jobs = self.line.jobs
+        return [id_ for id_ in self.orders if id_ in jobs and jobs[id_].status is Status.PENDING]
+
+    async def _give(self, choice: Choice, message_id: str) -> bool:
+        job = choice.job
+        order = Order(
+            job_id=job.id,
+            user_id=job.user_id,
+            attempt=job.attempt if job.status is Status.RUNNING else job.attempt + 1,
+            submitted_seq=job.submitted_seq,
+            admitted_seq=job.admitted_seq,
+            reason=choice.reason,
+        )
+        headers = {"Nats-Msg-Id": message_id}
+        answer = await exchange(self.nc, order_subject(job.id), encode(order), headers, 2.0)
+        ack = msgspec.json.decode(answer, type=_PubAck)
+        if ack.error is not None and ack.error.err_code != _FULL:
+            raise BrokerRefused(ack.error.err_code, ack.error.description)
+        if ack.error is not None:
+            await self._look()
+            return False
+        # an order that was given before and is gone counts as there until looking proves that it is missed
+        self.orders[job.id] = ack.seq
+        return True
+
+    async def _look(self) -> None:
+        """Read which orders really lie in the queue, and give again those that ought to and do not."""
+        info = msgspec.json.decode(
+            await request(self.nc, f"STREAM.INFO.{DISPATCH}", {"subjects_filter": ">"}), type=_Stream
+        )
+        self.places = info.config.max_msgs
+        there = {UUID(subject.rpartition(".")[2]) for subject in info.state.subjects or {}}
+        lost = [job for job in self._expected() if job.id not in there]
+        self.orders = {id_: self.orders.get(id_, 0) for id_ in there}
+        now = time.monotonic()
+        self._missed = {job.id: self._missed.get(job.id, now) for job in lost}
+        for job in lost:
+            since = self._missed[job.id]
+            if now - since > _MISSING_SECONDS and len(self.orders) < self.places:
+                log.warning("an order is missing", extra={"job": str(job.id), "attempt": job.attempt})
+                await self._give(Choice(job, "its order was lost"), f"{job.id}-{job.attempt}-again-{now:.3f}")
+
+    def _expected(self) -> list[Job]:
+        """Jobs that run, or were given: their order should be in the queue."""
+        given = (self.line.jobs[id_] for id_ in self._given())
+        return [*self.line.running(), *given]
+
+    async def _on_done(self, message: Msg) -> None:
+        """A worker has acked: its place is free. Wakes up sooner than the next look would."""
+        seq = msgspec.json.decode(message.data, type=_Done).stream_seq
+        self.orders = {id_: at for id_, at in self.orders.items() if at != seq}
+        self._news.set()

@@ -1,0 +1,77 @@
+"""The generation role: as many loops as there are places, each running one order at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from uuid import UUID
+
+from nats.aio.client import Client
+
+from forge.events.jobs import JobCancelled
+from forge.follower import follow
+from forge.telemetry import span
+from forge.topology import ALL_CANCELLATIONS, DISPATCH, EVENTS, GENERATION, places
+from forge.workers.attempt import Attempt, Studio
+from forge.workers.loop import Delivery, Outcome, consume
+from forge.workers.orders import decode
+
+
+class Cancellations:
+    """Hears of cancelled jobs from the log, so that a running one is stopped at once."""
+
+    def __init__(self) -> None:
+        self._watched: dict[UUID, list[asyncio.Event]] = {}
+
+    @contextmanager
+    def watch(self, job_id: UUID) -> Iterator[asyncio.Event]:
+        """An event that is set when the job is cancelled from now on; read the job after entering."""
+        notice = asyncio.Event()
+        notices = self._watched.setdefault(job_id, [])
+        notices.append(notice)
+        try:
+            yield notice
+        finally:
+            notices.remove(notice)
+            if not notices:
+                self._watched.pop(job_id, None)
+
+    async def follow(self, nc: Client, start: int) -> None:
+        """Listen for ever, from the log's sequence ``start`` on."""
+        async with aclosing(follow(nc, start, (ALL_CANCELLATIONS,), stream=EVENTS)) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    if isinstance(record.event, JobCancelled):
+                        for notice in self._watched.get(record.event.job_id, ()):
+                            notice.set()
+
+
+class Generation:
+    """One role of a worker process."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.cancellations = Cancellations()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run orders until ``stop`` is set and those in hand are finished."""
+        nc, jobs = self.studio.nc, self.studio.jobs
+        start = await jobs.store.head() + 1
+        async with asyncio.TaskGroup() as aside:
+            listening = aside.create_task(self.cancellations.follow(nc, start))
+            async with asyncio.TaskGroup() as loops:
+                for _ in range(await places(nc)):
+                    loops.create_task(consume(nc, DISPATCH, GENERATION, self.handle, stop))
+            listening.cancel()
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """Run one order; it may be the first to do so or a later one."""
+        order = decode(delivery.data)
+        with self.cancellations.watch(order.job_id) as cancelled:
+            loaded = await self.studio.jobs.load(
+                order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
+            )
+            fields = {"forge.job": str(order.job_id), "forge.attempt": order.attempt}
+            with span("forge.job.run", loaded.requested.traceparent, fields):
+                return await Attempt(self.studio, order, loaded, delivery).run(cancelled)

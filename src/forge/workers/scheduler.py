@@ -1,0 +1,95 @@
+"""The scheduler: at a fixed pace takes samples of disk, memory and queue, and sweeps temporary files.
+
+It never changes a table: samples go to the metrics stream, and the projector makes ``resource_usage_log`` of
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+import asyncpg
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from nats.aio.client import Client
+
+from forge.broker import exchange
+from forge.database import Pool, answering
+from forge.domain.ids import new_id
+from forge.errors import ForgeError, StoreFailed
+from forge.events.catalogue import encode
+from forge.events.envelope import Meta, headers
+from forge.events.system import MetricSampled
+from forge.resources import disk, memory_bytes
+from forge.settings import Settings
+from forge.store import Store
+from forge.topology import subject
+
+log = logging.getLogger("forge.scheduler")
+
+_BYTES_BY_TYPE = "select asset_type, sum(file_size_bytes)::bigint as bytes from asset_inventory group by 1"
+_JOBS_BY_STATUS = """
+select status, count(*) as jobs from generation_queue where status in ('pending', 'running') group by 1
+"""
+
+
+class Scheduler:
+    """One role of a worker process; samples of two of them are only more samples."""
+
+    def __init__(self, nc: Client, pool: Pool, store: Store, settings: Settings) -> None:
+        self.nc, self.pool, self.store, self.settings = nc, pool, store, settings
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sample and sweep at once, then every ``FORGE_SCAN_SECONDS``, until ``stop`` is set."""
+        clock = AsyncIOScheduler(
+            timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
+        )
+        for duty in (self.sample, self.sweep):
+            clock.add_job(
+                duty, "interval", seconds=self.settings.scan_seconds, next_run_time=datetime.now(UTC)
+            )
+        clock.start()
+        try:
+            await stop.wait()
+        finally:
+            clock.shutdown(wait=False)
+
+    async def sample(self) -> None:
+        """Take one round of samples and publish them; a server that is away costs the round, not more."""
+        try:
+            for event in await self._samples():
+                meta = Meta(id=new_id(), at=datetime.now(UTC), actor="scheduler", correlation="")
+                where = subject(event)
+                await exchange(self.nc, where, encode(event), headers(event, meta, where), 2.0)
+        except (ForgeError, OSError) as error:
+            log.warning("no sample this time", extra={"error": str(error)})
+
+    async def sweep(self) -> None:
+        """Remove the temporary files of workers that died."""
+        try:
+            swept = await asyncio.to_thread(self.store.sweep, self.settings.scan_seconds)
+        except StoreFailed as error:
+            log.warning("no sweep this time", extra={"error": error.detail})
+        else:
+            if swept:
+                log.info("swept", extra={"leftovers": swept})
+
+    async def _samples(self) -> list[MetricSampled]:
+        async with answering():
+            by_type = _counted(await self.pool.fetch(_BYTES_BY_TYPE))
+            by_status = _counted(await self.pool.fetch(_JOBS_BY_STATUS))
+        volume = disk(self.settings.assets_dir, self.settings.disk_limit_bytes, sum(by_type.values()))
+        return [
+            _sampled("disk_usage", volume.used, "bytes", {"limit": volume.limit, "by_type": by_type}),
+            _sampled("memory_usage", memory_bytes(), "bytes", {}),
+            _sampled("job_count", sum(by_status.values()), "jobs", {"by_status": by_status}),
+        ]
+
+
+def _counted(rows: list[asyncpg.Record]) -> dict[str, int]:
+    return {str(name): int(count) for name, count in rows}
+
+
+def _sampled(metric_type: str, value: int, unit: str, details: dict[str, object]) -> MetricSampled:
+    return MetricSampled(metric_type=metric_type, value=value, unit=unit, details=details)
