@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -284,6 +286,39 @@ async def test_a_sampler_graph_becomes_a_drawing_and_tells_its_steps(pair: Pair)
     picture = Image.open(io.BytesIO((simulator.output / "s_00001_.png").read_bytes()))
     assert picture.size == (256, 384)
     assert set(picture.info) == {"prompt"}
+
+
+async def preview_frames(server: Server, *, flags: bool) -> list[bytes]:
+    async with server.listen() as listener:
+        if flags:
+            told = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+            await listener.socket.send_json(told)
+            await listener.until("feature_flags")
+        prompt_id = await server.submit(
+            sampled("fire portrait", 7 + flags),
+            client_id=listener.client_id,
+            extra_data={"preview_method": "latent2rgb"},
+        )
+        await server.over(prompt_id)
+        frames = []
+        while (received := await listener.socket.receive(timeout=10)).data.find(
+            '"executing", "data": {"node": null' if received.type is aiohttp.WSMsgType.TEXT else b"never"
+        ) < 0:
+            if received.type is aiohttp.WSMsgType.BINARY:
+                frames.append(received.data)
+        return frames
+
+
+async def test_previews_come_as_type_1_or_to_those_who_can_as_type_4(pair: Pair) -> None:
+    _, server = pair
+    plain, modern = await preview_frames(server, flags=False), await preview_frames(server, flags=True)
+    assert [len(frames) for frames in (plain, modern)] == [5, 5]
+    assert {frame[:8] for frame in plain} == {struct.pack(">II", 1, 1)}
+    assert Image.open(io.BytesIO(plain[0][8:])).size == (256, 384)
+    kind, length = struct.unpack(">II", modern[0][:8])
+    facts = json.loads(modern[0][8 : 8 + length])
+    assert (kind, facts["node_id"], facts["image_type"]) == (4, "3", "image/jpeg")
+    assert Image.open(io.BytesIO(modern[0][8 + length :])).format == "JPEG"
 
 
 async def test_a_seed_changes_the_sampler_and_what_follows_only(pair: Pair) -> None:

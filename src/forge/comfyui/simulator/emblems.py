@@ -49,7 +49,7 @@ def _scrolls(canvas: Canvas, x: float, y: float, palette: Palette) -> None:
 def icon(canvas: Canvas, palette: Palette, words: list[str], chance: Random) -> None:
     """An emblem: a shield-like plate with a bevelled rim and the symbol on it."""
     canvas.gradient(mixed(palette.ink, (0, 0, 0), 0.4), palette.ink)
-    x, y, corners = canvas.cx, canvas.cy * 0.94, chance.choice((6, 8, 40))
+    x, y, corners = canvas.cx, canvas.cy * 0.86, chance.choice((6, 8, 40))
     canvas.glow(x, y, 0.62, palette.glow, 0.55)
     canvas.shape(ring(x, y, 0.4, corners), mixed(GOLD, palette.ink, 0.25), palette.ink, 0.008)
     canvas.shape(ring(x, y, 0.375, corners), PALE_GOLD)
@@ -198,11 +198,11 @@ def _gourd(canvas: Canvas, x: float, y: float, size: float, palette: Palette) ->
 
 
 _SYMBOLS: dict[str, Symbol] = {
-    "sword blade general war strength justice metal": _sword,
-    "lotus flower wood spring healing purity": _lotus,
+    "sword weapon blade general war strength justice metal": _sword,
+    "lotus flower herb wood spring healing purity": _lotus,
     "balance yin yang void dao harmony moon": _yin_yang,
     "fire flame phoenix ember wrath passion": _flame,
     "star destiny heaven sun lightning fortune": _star,
     "tower pagoda sect earth mountain city": _tower,
-    "gourd elixir pill water potion jade alchemy": _gourd,
+    "gourd elixir pill alchemical water potion jade alchemy": _gourd,
 }

@@ -27,7 +27,7 @@ MOODS = {
     "angry": "angry furious rage wrath fierce stern battle",
     "happy": "happy smile smiling joyful laughing cheerful warm kind",
     "sad": "sad sorrow crying grief melancholy weary",
-    "surprised": "surprised shocked astonished fear afraid",
+    "surprised": "surprised shocked astonished fear fearful afraid",
 }
 
 

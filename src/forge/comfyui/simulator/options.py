@@ -67,7 +67,7 @@ class SimulatorOptions(msgspec.Struct, frozen=True, kw_only=True):
         "v1-5-pruned-emaonly.safetensors",
         "tiny-random-sd15.safetensors",
     )
-    loras: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ("forge-style.safetensors",)
     max_upload_bytes: int = 100 * 1024 * 1024
     faults: Faults = Faults()
 

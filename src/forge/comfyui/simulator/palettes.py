@@ -86,7 +86,7 @@ _WORDS = {
     "lightning": "lightning thunder storm bolt electric violet tribulation",
     "ice": "ice frost snow winter cold crystal glacier white moon",
     "void": "void shadow dark abyss night star stars demon demonic ghost cosmic black",
-    "jade": "jade emerald sect immortal cultivator elixir pill",
+    "jade": "jade emerald sect immortal elixir pill wind cloud",
 }
 _KINDS: dict[Kind, str] = {
     "card": "card fate tarot",

@@ -144,9 +144,7 @@ class Simulator:
         options = self.options
         queue = PromptQueue(lambda: sockets.send("status", {"status": queue.status()}))
         sockets = Sockets(queue.status, features(options))
-        worker = Worker(
-            queue, sockets, self.folders, self._catalogue, self.record, options.version, options.seed
-        )
+        worker = Worker(queue, sockets, self.folders, self.record, options.version, options.seed)
         self._memory = Memory(queue, sockets, worker)
         self._memory.start(on_crash=self._crashed)
 

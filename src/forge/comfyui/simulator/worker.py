@@ -1,118 +1,36 @@
-"""The one worker of a ComfyUI: runs prompts in order, says what it does, saves files, writes history."""
+"""The one worker of a ComfyUI: runs prompts in order, says what it does, writes history."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import string
 import time
 import traceback
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
+from PIL import Image
 
-from forge.comfyui.simulator import hostile
+from forge.comfyui.simulator import previews
 from forge.comfyui.simulator.cache import Result, ResultCache, signatures
-from forge.comfyui.simulator.catalogue import Catalogue
 from forge.comfyui.simulator.folders import Folders
 from forge.comfyui.simulator.nodes import compute, is_heavy
 from forge.comfyui.simulator.options import Faults, Version
-from forge.comfyui.simulator.png import Flat, Frame, png_bytes
+from forge.comfyui.simulator.order import order_of
+from forge.comfyui.simulator.pictures import draw
 from forge.comfyui.simulator.queue import Item, PromptQueue
 from forge.comfyui.simulator.record import Record
+from forge.comfyui.simulator.running import Run
+from forge.comfyui.simulator.saving import SAVERS, Saver
 from forge.comfyui.simulator.sockets import Sockets
 
 PROGRESS_SECONDS = 0.1
-SAVERS = {"SaveImage": "output", "PreviewImage": "temp"}
 SAMPLERS = ("KSampler", "KSamplerAdvanced")
 
 
 class Interrupted(Exception):
     """The interrupt flag was seen."""
-
-
-class Run:
-    """One prompt while it executes: messages so far, outputs so far, progress of each node."""
-
-    def __init__(self, item: Item, sockets: Sockets, *, noise: bool) -> None:
-        self.item = item
-        self.outputs: dict[str, Any] = {}
-        self.values: dict[str, tuple[Any, ...]] = {}
-        self.executed: list[str] = []
-        self.messages: list[list[Any]] = []
-        self.progress: dict[str, dict[str, Any]] = {}
-        self._sockets = sockets
-        self._noise = noise
-
-    @property
-    def prompt_id(self) -> str:
-        return self.item.prompt_id
-
-    def message(self, event: str, facts: dict[str, Any], *, everybody: bool = False) -> None:
-        """A message that history keeps, too."""
-        data = {"prompt_id": self.prompt_id, **facts, "timestamp": int(time.time() * 1000)}
-        if event == "execution_cached":
-            data = {"nodes": facts["nodes"], "prompt_id": self.prompt_id, "timestamp": data["timestamp"]}
-        self.messages.append([event, data])
-        if self.item.client_id is not None or everybody:
-            self._sockets.send(event, data, self.item.client_id)
-
-    def tell_owner(self, event: str, data: dict[str, Any]) -> None:
-        if self.item.client_id is not None:
-            if self._noise:
-                self._sockets.send("forge.unheard_of", {"any": ["thing", None]}, self.item.client_id)
-                data = {**data, "unheard_of": {"extra": True}}
-            self._sockets.send(event, data, self.item.client_id)
-
-    def tell_progress(self, node_id: str, value: float, limit: float, state: str) -> None:
-        """`progress_state` of every node started so far; without an owner it goes to everybody."""
-        self.progress[node_id] = {
-            "value": value,
-            "max": limit,
-            "state": state,
-            "node_id": node_id,
-            "prompt_id": self.prompt_id,
-            "display_node_id": node_id,
-            "parent_node_id": None,
-            "real_node_id": node_id,
-        }
-        data = {"prompt_id": self.prompt_id, "nodes": self.progress}
-        self._sockets.send("progress_state", data, self.item.client_id)
-
-    def tell_step(self, node_id: str, step: int, steps: int) -> None:
-        data = {"value": step, "max": steps, "prompt_id": self.prompt_id, "node": node_id}
-        self._sockets.send("progress", data, self.item.client_id)
-
-    def show(self, node_id: str, shown: dict[str, Any]) -> None:
-        self.outputs[node_id] = shown
-        self.tell_owner(
-            "executed",
-            {"node": node_id, "display_node": node_id, "output": shown, "prompt_id": self.prompt_id},
-        )
-
-    def entry(self, status_str: str) -> dict[str, Any]:
-        """What history keeps of this run."""
-        entry = {
-            "prompt": list(self.item),
-            "outputs": self.outputs,
-            "status": {
-                "status_str": status_str,
-                "completed": status_str == "success",
-                "messages": self.messages,
-            },
-            "meta": {
-                node_id: {
-                    "node_id": node_id,
-                    "display_node": node_id,
-                    "parent_node": None,
-                    "real_node_id": node_id,
-                }
-                for node_id in self.outputs
-            },
-        }
-        return entry | {"unheard_of": [1]} if self._noise else entry
 
 
 class Worker:
@@ -123,7 +41,6 @@ class Worker:
         queue: PromptQueue,
         sockets: Sockets,
         folders: Folders,
-        catalogue: Catalogue,
         record: Record,
         version: Version,
         seed: int,
@@ -137,11 +54,10 @@ class Worker:
         self._queue = queue
         self._sockets = sockets
         self._folders = folders
-        self._catalogue = catalogue
         self._record = record
         self._version = version
         self._durations = random.Random(seed)
-        self._temp_name = "ComfyUI_temp_" + "".join(random.choices(string.ascii_lowercase, k=5))
+        self._saver = Saver(folders)
 
     @property
     def faults(self) -> Faults:
@@ -207,7 +123,7 @@ class Worker:
             self._forge_stale(run, keys)
         found = {node_id: self.cache.get(key) for node_id, key in keys.items()}
         run.message("execution_cached", {"nodes": [node_id for node_id, result in found.items() if result]})
-        plan = _plan(run.item, {node_id for node_id, result in found.items() if result})
+        plan = order_of(run.item, {node_id for node_id, result in found.items() if result})
         for node_id in run.item.outputs:
             self._show_cached(run, node_id, found[node_id])
         samplers = sum(run.item.graph[node_id]["class_type"] in SAMPLERS for node_id in plan)
@@ -269,11 +185,11 @@ class Worker:
     async def _work(self, run: Run, node_id: str, inputs: dict[str, Any], seconds: float) -> Result:
         class_type = run.item.graph[node_id]["class_type"]
         if class_type in SAMPLERS:
-            await self._sample(run, node_id, int(inputs["steps"]), seconds)
+            await self._sample(run, node_id, inputs, seconds)
         elif seconds:
             await self._wait(seconds)
         if class_type in SAVERS:
-            images = await self._save(run, class_type, inputs)
+            images = await self._saver.save(run.item, class_type, inputs, self.faults)
             return Result((inputs["images"],), {"images": images})
         if class_type == "PreviewAny":
             return Result((str(inputs["source"]),), {"text": [str(inputs["source"])]})
@@ -281,18 +197,32 @@ class Worker:
             return Result(await asyncio.to_thread(compute, class_type, inputs, self._folders), None)
         return Result(compute(class_type, inputs, self._folders), None)
 
-    async def _sample(self, run: Run, node_id: str, steps: int, seconds: float) -> None:
-        """Progress at the first and the last step, and in between at most ten times a second."""
-        said = 0.0
+    async def _sample(self, run: Run, node_id: str, inputs: dict[str, Any], seconds: float) -> None:
+        """Progress at the first and the last step, in between ten times a second; with previews at each."""
+        steps, said = int(inputs["steps"]), 0.0
+        shown = await self._previewed(run, inputs)
         for step in range(1, steps + 1):
             await self._wait(seconds / steps)
             now = time.monotonic()
-            if step in (1, steps) or now - said >= PROGRESS_SECONDS:
-                said = now
-                if self.interrupt_flag.is_set():
-                    raise Interrupted
-                run.tell_progress(node_id, float(step), float(steps), "running")
-                run.tell_step(node_id, step, steps)
+            if shown is None and step not in (1, steps) and now - said < PROGRESS_SECONDS:
+                continue
+            said = now
+            if self.interrupt_flag.is_set():
+                raise Interrupted
+            run.tell_progress(node_id, float(step), float(steps), "running")
+            run.tell_step(node_id, step, steps)
+            if shown is not None:
+                jpeg = await asyncio.to_thread(previews.half_done, shown, step / steps)
+                modern = run.item.client_id in self._sockets.metadata_clients
+                frame = previews.frame(jpeg, run.prompt_id, node_id, with_metadata=modern)
+                self._sockets.send_bytes(frame, run.item.client_id)
+
+    async def _previewed(self, run: Run, inputs: dict[str, Any]) -> Image.Image | None:
+        """The picture the sampler works towards, when its prompt asked to see it come about."""
+        if self._version == "0.3.64" or not previews.wants_previews(run.item):
+            return None
+        (latent,) = compute("KSampler", inputs, self._folders)
+        return await asyncio.to_thread(draw, latent.wish)
 
     async def _wait(self, seconds: float) -> None:
         if seconds <= 0:
@@ -306,71 +236,13 @@ class Worker:
         await self._thawed.wait()
         raise Interrupted
 
-    async def _save(self, run: Run, class_type: str, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        kind = SAVERS[class_type]
-        frames = inputs["images"]
-        if isinstance(frames, str):
-            raise AttributeError("'str' object has no attribute 'shape'")
-        prefix = inputs["filename_prefix"] if kind == "output" else self._temp_name
-        size = frames[0].width, frames[0].height
-        folder, name, number = self._folders.numbered(kind, prefix, size)
-        texts = _texts(run.item)
-        saved: list[dict[str, Any]] = []
-        for index, frame in enumerate(frames):
-            file_name = f"{name.replace('%batch_num%', str(index))}_{number + index:05}_.png"
-            content = (
-                await asyncio.to_thread(png_bytes, frame, texts) if _large(frame) else png_bytes(frame, texts)
-            )
-            (folder / file_name).write_bytes(content)
-            subfolder = str(folder.relative_to(self._folders.path(kind)))
-            saved.append({"filename": file_name, "subfolder": subfolder.removeprefix("."), "type": kind})
-        if self.faults.hostile:
-            saved = hostile.spoil(self.faults.hostile, saved, self._folders)
-        if self.faults.noise:
-            saved = [entry | {"id": "a1", "metadata": {"unheard_of": 1}} for entry in saved]
-        return saved
-
     def _fingerprint(self, name: str) -> str:
         path = self._folders.named_file(name)
         return "" if path is None else blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def _large(frame: Frame) -> bool:
-    return not isinstance(frame, Flat) and frame.width * frame.height > 256 * 256
-
-
 def _resolved(run: Run, value: Any) -> Any:
     return run.values[value[0]][value[1]] if isinstance(value, list) and len(value) == 2 else value
-
-
-def _texts(item: Item) -> dict[str, str]:
-    extra: dict[str, Any] = item.extra_data.get("extra_pnginfo") or {}
-    return {key: json.dumps(value) for key, value in ({"prompt": item.graph} | extra).items()}
-
-
-def _plan(item: Item, cached: set[str]) -> list[str]:
-    """The nodes to run, in order: as soon as they are ready, outputs first, then what an output waits for."""
-    links: dict[str, set[str]] = {}
-    waiting = [node_id for node_id in item.outputs if node_id not in cached]
-    while waiting:
-        node_id = waiting.pop()
-        if node_id in links:
-            continue
-        inputs = item.graph[node_id]["inputs"].values()
-        sources = {value[0] for value in inputs if isinstance(value, list) and len(value) == 2}
-        links[node_id] = sources - cached
-        waiting += links[node_id]
-    outputs = set(item.outputs)
-    plan: list[str] = []
-    left = [node_id for node_id in item.graph if node_id in links]
-    while left:
-        done = set(plan)
-        ready = [node_id for node_id in left if links[node_id] <= done]
-        awaited = {source for node_id in left if node_id in outputs for source in links[node_id]}
-        chosen = min(ready, key=lambda node_id: (node_id not in outputs, node_id not in awaited))
-        plan.append(chosen)
-        left.remove(chosen)
-    return plan
 
 
 def _error_facts(run: Run, node_id: str, inputs: dict[str, Any], error: Exception) -> dict[str, Any]:
