@@ -29,7 +29,7 @@ from forge.topology import ALL_EVENTS, EVENTS
 
 log = logging.getLogger("forge.follower")
 
-_CREDIT = 2000
+_CREDIT = 1000
 _HEARTBEAT_SECONDS = 1.0
 _SILENT_SECONDS = 4.0
 _EXPIRES_SECONDS = 30.0
@@ -67,7 +67,7 @@ async def follow(
                     yield Batch(records, caught_up)
                     position = records[-1].seq if records else position
         except (LogUnavailable, BrokerRefused) as error:
-            log.info("following %s is interrupted: %s", stream, error)
+            log.warning("following %s is interrupted: %s", stream, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 
