@@ -1,0 +1,255 @@
+"""Assets over HTTP: list, look, fetch, give up."""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import asyncpg
+from litestar import HttpMethod, Request, Response, Router, delete, get, route
+from litestar.params import Parameter
+
+from forge.api import cursors, edge, files
+from forge.api.auth import caller_of
+from forge.api.fresh import MinSeq, item, listing
+from forge.api.jobs import history_item
+from forge.api.parts import Parts, parts_of
+from forge.api.problems import documented
+from forge.api.schemas import AssetPage, AssetView, History
+from forge.api.views import asset_of_row
+from forge.canonical import THUMBNAIL_WIDTHS
+from forge.errors import LogUnavailable, PictureRefused, StoreFailed
+from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.envelope import Recorded
+from forge.follower import follow
+from forge.projections import inventory as table
+from forge.topology import asset as facts_of
+
+Asked = Request[Any, Any, Any]
+
+Text = Annotated[str | None, Parameter(max_length=200)]
+Time = Annotated[str | None, Parameter(max_length=40, schema_extra={"format": "date-time"})]
+Order = Literal["-created_at", "created_at", "-file_size_bytes", "file_size_bytes"]
+
+WIDTHS = (64, 128, *THUMBNAIL_WIDTHS, 768, 1024, 1536, 2048)
+"""Thumbnails there can be; any other width gets the next larger one."""
+
+_SHORTEST_SEARCH = 3
+_MOST_WORDS = 8
+_HISTORY_SECONDS = 5.0
+_MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+# -------------------------------------------------------------------- listing
+
+
+@get("/assets", responses=documented(422))
+async def find(
+    request: Asked,
+    asset_type: Text = None,
+    category: Text = None,
+    archetype_id: Text = None,
+    variant_key: Text = None,
+    character_id: Text = None,
+    session_id: Text = None,
+    created_after: Time = None,
+    created_before: Time = None,
+    q: Annotated[
+        str | None, Parameter(max_length=200, description="Words that all occur; 3 letters or more.")
+    ] = None,
+    sort: Order = "-created_at",
+    limit: Annotated[int, Parameter(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Parameter(max_length=500)] = None,
+    min_seq: MinSeq = None,
+) -> Response[AssetPage]:
+    """Stored pictures, by any of their facets."""
+    parts, tenant = parts_of(request), caller_of(request).tenant
+    wanted = table.Wanted(
+        asset_type=edge.name("asset_type", asset_type),
+        category=edge.name("category", category),
+        archetype_id=edge.name("archetype_id", archetype_id),
+        variant_key=edge.name("variant_key", variant_key),
+        character_id=edge.name("character_id", character_id),
+        session_id=edge.name("session_id", session_id),
+        created_after=edge.moment("created_after", created_after),
+        created_before=edge.moment("created_before", created_before),
+        words=_words(q),
+    )
+    mark = cursors.tag("assets", tenant, wanted, sort)
+    key = sort.removeprefix("-")
+    after = _place(mark, key, cursor)
+    async with listing(parts, min_seq) as tables:
+        rows = await table.page(tables.connection, tenant, wanted, sort, after, limit + 1)
+        estimate = await table.estimate(tables.connection, tenant, wanted)
+    page = AssetPage(
+        items=[asset_of_row(row) for row in rows[:limit]],
+        next_cursor=_cursor(mark, key, rows[limit - 1]) if len(rows) > limit else None,
+        total_estimate=estimate,
+    )
+    return Response(page, headers={"x-forge-seq": str(tables.seq)})
+
+
+def _words(q: str | None) -> tuple[str, ...]:
+    """What to look for, as the table holds it.
+
+    Raises:
+        Invalid: too short to be found through an index, or with characters that no text has.
+    """
+    if q is None or not q.strip():
+        return ()
+    edge.name("q", q, 200)
+    words = tuple(unicodedata.normalize("NFC", q).lower().split())
+    if max(len(word) for word in words) < _SHORTEST_SEARCH:
+        raise edge.invalid("q", f"must have a word of at least {_SHORTEST_SEARCH} letters")
+    if len(words) > _MOST_WORDS:
+        raise edge.invalid("q", f"must have at most {_MOST_WORDS} words")
+    return words
+
+
+def _place(mark: str, key: str, cursor: str | None) -> tuple[Any, UUID] | None:
+    if key == "created_at":
+        timed = cursors.read(mark, cursor, tuple[cursors.Micros, UUID])
+        return timed and (cursors.moment(timed[0]), timed[1])
+    return cursors.read(mark, cursor, tuple[cursors.Number, UUID])
+
+
+def _cursor(mark: str, key: str, row: asyncpg.Record) -> str:
+    value = cursors.micros(row[key]) if key == "created_at" else row[key]
+    return cursors.write(mark, value, row["id"])
+
+
+# ------------------------------------------------------------------ one asset
+
+
+@get("/assets/{asset_id:uuid}", responses=documented(404, 422))
+async def read(request: Asked, asset_id: UUID, min_seq: MinSeq = None) -> Response[AssetView]:
+    """One asset."""
+    row = await _row(request, asset_id, min_seq)
+    return Response(asset_of_row(row.content), headers=row.headers)
+
+
+async def _row(request: Asked, asset_id: UUID, min_seq: int | None) -> Response[asyncpg.Record]:
+    parts, tenant = parts_of(request), caller_of(request).tenant
+
+    async def look(connection: Any) -> asyncpg.Record | None:
+        return await table.asset(connection, asset_id, tenant)
+
+    return await item(parts, min_seq, look, f"there is no asset {asset_id}")
+
+
+@route(
+    "/assets/{asset_id:uuid}/file",
+    http_method=[HttpMethod.GET, HttpMethod.HEAD],
+    media_type="image/png",
+    status_code=200,
+    responses=documented(404, 416, 422),
+)
+async def file(request: Asked, asset_id: UUID, min_seq: MinSeq = None) -> Response[bytes]:
+    """The picture's bytes; they never change."""
+    parts = parts_of(request)
+    row = (await _row(request, asset_id, min_seq)).content
+    path = parts.blobs.path(row["content_hash"], row["format"])
+    return await files.send(
+        request, path, row["content_hash"], _MEDIA_TYPES[row["format"]], size=row["file_size_bytes"]
+    )
+
+
+@route(
+    "/assets/{asset_id:uuid}/thumbnail",
+    http_method=[HttpMethod.GET, HttpMethod.HEAD],
+    media_type="image/webp",
+    status_code=200,
+    responses=documented(404, 416, 422),
+)
+async def thumbnail(
+    request: Asked,
+    asset_id: UUID,
+    width: Annotated[
+        int,
+        Parameter(ge=16, le=2048, description=f"Pixels; rounded up to one of {', '.join(map(str, WIDTHS))}."),
+    ] = 256,
+    min_seq: MinSeq = None,
+) -> Response[bytes]:
+    """A WebP of the picture, never larger than the picture itself."""
+    parts = parts_of(request)
+    row = (await _row(request, asset_id, min_seq)).content
+    wide = next(w for w in WIDTHS if w >= width)
+    path = parts.blobs.thumbnail_path(row["content_hash"], wide)
+    if not await asyncio.to_thread(path.is_file):
+        await _made(parts, row, wide, path)
+    return await files.send(request, path, f"{row['content_hash']}.{wide}", "image/webp")
+
+
+async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> None:
+    """Make a thumbnail that is not there; making it twice at once does no harm."""
+    source = parts.blobs.path(row["content_hash"], row["format"])
+    try:
+        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        await parts.workshop.thumbnail(source, width, path)
+    except (PictureRefused, OSError) as error:
+        raise StoreFailed("the stored file cannot be read") from error
+
+
+@get("/assets/{asset_id:uuid}/history", responses=documented(404))
+async def history(request: Asked, asset_id: UUID) -> History:
+    """Everything that happened to the caller's references to an asset, from the log."""
+    parts, caller = parts_of(request), caller_of(request)
+    references = await _references(request, asset_id)
+    try:
+        async with asyncio.timeout(_HISTORY_SECONDS):
+            records = await _facts(parts, asset_id, references)
+    except TimeoutError:
+        raise LogUnavailable("reading the history took too long") from None
+    seen = [r for r in records if caller.may_see(getattr(r.event, "user_id", ""))]
+    return History(items=[history_item(record) for record in seen])
+
+
+async def _references(request: Asked, asset_id: UUID) -> list[asyncpg.Record]:
+    parts, tenant = parts_of(request), caller_of(request).tenant
+
+    async def look(connection: Any) -> list[asyncpg.Record] | None:
+        return await table.references(connection, asset_id, tenant) or None
+
+    return (await item(parts, None, look, f"there is no asset {asset_id}")).content
+
+
+async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record]) -> list[Recorded]:
+    """Each reference's storing, where its row says it stands, and what the asset's subjects tell since."""
+    stored = [await parts.store.at(reference["seq"]) for reference in references]
+    filters = {facts_of(r["character_id"], r["asset_type"], asset_id) for r in references}
+    found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
+    async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
+        async for batch in batches:
+            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetDeleted)}
+            if batch.caught_up:
+                break
+    return [found[seq] for seq in sorted(found)]
+
+
+@delete("/assets/{asset_id:uuid}", status_code=204, responses=documented(404))
+async def give_up(request: Asked, asset_id: UUID) -> Response[None]:
+    """Give an asset up. Its file goes when nobody else refers to it. `X-Forge-Seq` is the event."""
+    parts, caller = parts_of(request), caller_of(request)
+    seq = 0
+    for job_id, reference in {r["job_id"]: r for r in await _references(request, asset_id)}.items():
+        gone = AssetDeleted(
+            asset_id=asset_id,
+            asset_type=reference["asset_type"],
+            job_id=job_id,
+            user_id=reference["user_id"],
+            content_hash=reference["content_hash"],
+            format=reference["format"],
+            reason="requested",
+            session_id=reference["session_id"],
+            character_id=reference["character_id"],
+        )
+        seq = await parts.assets.delete(gone, actor=caller.actor)
+    parts.live.wrote(seq)
+    return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
+
+
+router = Router("/", route_handlers=[find, read, file, thumbnail, history, give_up], tags=["assets"])

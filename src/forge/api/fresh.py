@@ -1,0 +1,66 @@
+"""Reading what was written: ``min_seq`` on every read, and a second look before "there is no such thing"."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, TypeVar
+
+from litestar import Response
+from litestar.params import Parameter
+
+from forge.api.edge import MAX_SEQ
+from forge.api.parts import Parts
+from forge.database import Connection
+from forge.errors import NotFound, Unavailable
+from forge.projections.reading import Snapshot, snapshot
+
+T = TypeVar("T")
+
+MinSeq = Annotated[
+    int | None,
+    Parameter(
+        ge=0, le=MAX_SEQ, description="Wait, for up to 5 s, until the answer tells of this event of the log."
+    ),
+]
+
+_MISSING_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def listing(parts: Parts, min_seq: int | None) -> AsyncIterator[Snapshot]:
+    """The tables, when they tell of ``min_seq``.
+
+    Raises:
+        Unavailable: they do not in time, or Postgres does not answer.
+    """
+    if min_seq is not None:
+        await parts.live.checkpoint.wait(min_seq)
+    async with snapshot(parts.pool) as tables:
+        yield tables
+
+
+async def item(
+    parts: Parts,
+    min_seq: int | None,
+    look: Callable[[Connection], Awaitable[T | None]],
+    otherwise: str,
+) -> Response[T]:
+    """What ``look`` finds. Before it counts as missing the tables must have caught up with what this process
+    knows of, so that nobody is told that what was just accepted does not exist.
+
+    Raises:
+        NotFound: there is no such thing, ``otherwise`` says so.
+        Unavailable: the tables are behind.
+    """
+    newest = parts.live.newest
+    async with listing(parts, min_seq) as tables:
+        found = await look(tables.connection)
+    if found is None and tables.seq < newest:
+        if not await parts.live.checkpoint.passed(newest, _MISSING_SECONDS):
+            raise Unavailable("the tables are behind the log; come again")
+        async with snapshot(parts.pool) as tables:
+            found = await look(tables.connection)
+    if found is None:
+        raise NotFound(otherwise)
+    return Response(found, headers={"x-forge-seq": str(tables.seq)})

@@ -1,0 +1,119 @@
+"""The OpenAPI document: what Litestar finds in the routes, and what it cannot know."""
+
+from __future__ import annotations
+
+from http import HTTPMethod
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.spec import OpenAPIMediaType, Operation, Parameter, Reference, RequestBody, Schema
+
+from forge.api.docs import DocsPage, docs_router
+from forge.api.problems import KINDS
+
+_REF = "#/components/schemas/{name}"
+
+IDEMPOTENCY = Parameter(
+    name="Idempotency-Key",
+    param_in="header",
+    description="Any text of up to 255 characters; same key, same body: the same request for ever.",
+    schema=Schema(type="string", min_length=1, max_length=255),  # type: ignore[arg-type]
+)
+
+_USER = {
+    "name": "X-Forge-User",
+    "in": "header",
+    "description": "Whom a service or an operator acts for; 1 to 128 characters of UTF-8.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+}
+
+_EVENTS = {
+    "get": {
+        "tags": ["live"],
+        "operationId": "Events",
+        "summary": "Events",
+        "description": (
+            "WebSocket: live job and asset events, resumable by sequence. With the sub-protocol `forge.v1` "
+            'the client begins with `{"t": "sub", "after": SEQ}`; without it events come at once.'
+        ),
+        "parameters": [
+            {
+                "name": "after",
+                "in": "query",
+                "required": False,
+                "description": "Begin behind this sequence; default: from now on.",
+                "schema": {"type": "integer", "minimum": 0},
+            }
+        ],
+        "responses": {"101": {"description": "The socket is open."}},
+    }
+}
+
+_bodies: dict[str, type[msgspec.Struct]] = {}
+
+
+def taking(body: type[msgspec.Struct], *headers: Parameter) -> dict[str, Any]:
+    """How to declare a body that the route decodes itself, and headers that it reads itself."""
+    _bodies[body.__name__] = body
+
+    class Taking(Operation):
+        def __post_init__(self) -> None:
+            reference = Reference(ref=_REF.format(name=body.__name__))
+            self.request_body = RequestBody(
+                content={"application/json": OpenAPIMediaType(schema=reference)}, required=True
+            )
+            self.parameters = [*(self.parameters or []), *headers]
+
+    return {"operation_class": Taking}
+
+
+def config() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="forge",
+        version=version("forge"),
+        description=(
+            "Pictures for the game, drawn by ComfyUI. Ask with `POST /jobs`, look with `GET /jobs/{id}`, "
+            "fetch what came of it under `/assets`. Every reply to a write carries `seq`; a read given "
+            "`?min_seq=` waits until it tells of that event. Errors are problem details (RFC 9457)."
+        ),
+        use_handler_docstrings=True,
+        path="/docs",
+        render_plugins=[DocsPage()],
+        openapi_router=docs_router(),
+    )
+
+
+def document(found: dict[str, Any], root: str) -> dict[str, Any]:
+    """The finished document, from the one that Litestar made of the routes."""
+    _, bodies = msgspec.json.schema_components(list(_bodies.values()), ref_template=_REF)
+    components = found.setdefault("components", {})
+    components.setdefault("schemas", {}).update(bodies)
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    components["parameters"] = {"ForgeUser": _USER}
+    components["headers"] = {
+        "RetryAfter": {"description": "Seconds after which to come again.", "schema": {"type": "integer"}}
+    }
+    paths = found["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            if path.startswith(root) and method.upper() in HTTPMethod.__members__:
+                _behind_the_door(operation)
+    paths[f"{root}/events"] = _EVENTS
+    found["x-forge-problems"] = {
+        kind.code: {"status": told.status, "title": told.title, "detail": (kind.__doc__ or "").split("\n")[0]}
+        for kind, told in KINDS.items()
+        if told.status != 500
+    }
+    return found
+
+
+def _behind_the_door(operation: dict[str, Any]) -> None:
+    operation["security"] = [{"key": []}]
+    operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/ForgeUser"})
+    for status in ("429", "503"):
+        if status in operation["responses"]:
+            operation["responses"][status]["headers"] = {
+                "Retry-After": {"$ref": "#/components/headers/RetryAfter"}
+            }

@@ -1,0 +1,246 @@
+"""``GET /events``: the socket protocol ``forge.v1``. Every message is a JSON object with its kind in ``t``.
+
+::
+
+    server: welcome {v, conn, epoch, head, mark_ms, max_lag}   ev {seq, type, key, at, data}   mark {seq}
+            live {key, kind, data}   reset {reason, head}   bye {code, retry_after_ms}
+    client: sub {epoch, after, topics}
+
+``ev`` is durable and in order; resume with the highest ``seq`` seen in ``ev`` or ``mark``. ``live`` is only
+the latest. ``reset`` means that the events since ``after`` are not at hand: read the lists again. A client
+that offers the sub-protocol ``forge.v1`` begins with ``sub``; any other gets events at once, from ``?after=``
+on or from now.
+
+A socket keeps no queue: it has a position among the events all sockets share, so a slow reader costs nothing
+and is let go when it falls out of what is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+import msgspec
+from litestar import WebSocket, websocket
+from litestar.exceptions import WebSocketDisconnect
+
+from forge.api.auth import Caller
+from forge.api.edge import MAX_SEQ
+from forge.api.live import REMEMBERED, Live
+from forge.api.parts import parts_of
+from forge.errors import Forbidden, ForgeError, Unauthenticated
+
+PROTOCOL = "forge.v1"
+MARK_SECONDS = 10.0
+SEND_SECONDS = 10.0
+MAX_SOCKETS = 1000
+MAX_MESSAGE = 16 * 1024
+
+UNAUTHENTICATED, FORBIDDEN, TOO_SLOW = 4401, 4403, 4408
+GOING, TRY_LATER, MALFORMED, TOO_BIG = 1012, 1013, 1008, 1009
+
+Topic = Literal["jobs", "assets", "progress"]
+_ALL_TOPICS = frozenset(Topic.__args__)  # type: ignore[attr-defined]
+
+Socket = WebSocket[Any, Any, Any]
+
+
+class Sub(msgspec.Struct, frozen=True, tag_field="t", tag="sub"):
+    """Send what happened after a sequence (default: from now on) on these topics (default: all)."""
+
+    epoch: str | None = None
+    after: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEQ)] | None = None
+    topics: list[Topic] | None = None
+
+
+_sub = msgspec.json.Decoder(Sub)
+
+
+class _Leave(Exception):
+    """The socket is to be closed with a code."""
+
+    def __init__(self, code: int, retry_after_ms: int = 0) -> None:
+        self.code, self.retry_after_ms = code, retry_after_ms
+
+
+@websocket("/events")
+async def events(socket: Socket) -> None:
+    """Live job and asset events, resumable by sequence."""
+    live = parts_of(socket).live
+    offered = PROTOCOL in socket.scope.get("subprotocols", [])
+    await socket.accept(subprotocols=PROTOCOL if offered else None)
+    try:
+        caller = _admitted(socket, live)
+        conversation = Conversation(socket, caller, live)
+        await conversation.welcome(None if offered else _after(socket, live))
+        await conversation.hold()
+    except _Leave as leave:
+        await _say_goodbye(socket, leave)
+    except WebSocketDisconnect:
+        pass
+
+
+def _admitted(socket: Socket, live: Live) -> Caller:
+    if live.closing:
+        raise _Leave(GOING, 1000)
+    if not live.admissions.caught_up.is_set():
+        raise _Leave(TRY_LATER, 500)
+    if len(live.listeners) >= MAX_SOCKETS:
+        raise _Leave(TRY_LATER, 5000)
+    try:
+        caller: Caller = socket.scope["litestar_app"].state.door.caller(socket)
+    except Unauthenticated:
+        raise _Leave(UNAUTHENTICATED) from None
+    except Forbidden:
+        raise _Leave(FORBIDDEN) from None
+    except ForgeError:
+        raise _Leave(MALFORMED) from None
+    return caller
+
+
+def _after(socket: Socket, live: Live) -> int:
+    given = socket.query_params.get("after")
+    if given is None:
+        return live.head
+    if not given.isdecimal() or len(given) > 18:
+        raise _Leave(MALFORMED)
+    return int(given)
+
+
+async def _say_goodbye(socket: Socket, leave: _Leave) -> None:
+    bye = {"t": "bye", "code": leave.code, "retry_after_ms": leave.retry_after_ms}
+    try:
+        async with asyncio.timeout(1.0):
+            await socket.send_text(msgspec.json.encode(bye).decode())
+            await socket.close(code=leave.code)
+    except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+        pass  # it is gone, or does not listen: the server drops the connection
+
+
+class Conversation:
+    """One socket: where it stands in the log, and what it wants to hear."""
+
+    def __init__(self, socket: Socket, caller: Caller, live: Live) -> None:
+        self.socket, self.caller, self.live = socket, caller, live
+        self.news = asyncio.Event()
+        self.position: int | None = None
+        self.mark_due = asyncio.get_running_loop().time() + MARK_SECONDS
+        self.tick = live.ticks
+        self.topics: frozenset[str] = _ALL_TOPICS
+
+    async def welcome(self, after: int | None) -> None:
+        """Introduce the log; begin at once where ``after`` is given."""
+        live = self.live
+        await self._send(
+            t="welcome",
+            v=1,
+            conn=uuid4().hex,
+            epoch=live.epoch,
+            head=live.head,
+            mark_ms=int(MARK_SECONDS * 1000),
+            max_lag=REMEMBERED,
+        )
+        if after is not None:
+            await self._begin(after, live.epoch)
+
+    async def hold(self) -> None:
+        """Tell and listen until one of the two ends."""
+        self.live.listeners.add(self.news)
+        tasks = [asyncio.create_task(self._tell()), asyncio.create_task(self._listen())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self.live.listeners.discard(self.news)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -------------------------------------------------------------- listening
+
+    async def _listen(self) -> None:
+        while True:
+            text = await self.socket.receive_data(mode="text")
+            if len(text) > MAX_MESSAGE:
+                raise _Leave(TOO_BIG)
+            await self._heed(text)
+
+    async def _heed(self, text: str) -> None:
+        try:
+            sub = _sub.decode(text)
+        except (msgspec.DecodeError, RecursionError, ValueError):
+            raise _Leave(MALFORMED) from None
+        self.topics = _ALL_TOPICS if sub.topics is None else frozenset(sub.topics)
+        await self._begin(self.live.head if sub.after is None else sub.after, sub.epoch or self.live.epoch)
+
+    async def _begin(self, after: int, epoch: str) -> None:
+        live = self.live
+        if epoch != live.epoch or after > live.newest:
+            after = await self._reset("epoch")
+        elif after < live.floor:
+            after = await self._reset("behind")
+        self.position, self.mark_due = after, 0.0
+        self.news.set()
+
+    async def _reset(self, reason: str) -> int:
+        head = self.live.head
+        await self._send(t="reset", reason=reason, head=head)
+        return head
+
+    # ---------------------------------------------------------------- telling
+
+    async def _tell(self) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            self.news.clear()
+            if self.live.closing:
+                raise _Leave(GOING, 1000)
+            if self.position is not None:
+                await self._tell_events(self.position)
+                await self._tell_progress()
+            if now() >= self.mark_due:
+                await self._mark()
+                self.mark_due = now() + MARK_SECONDS
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(max(self.mark_due, now())):
+                    await self.news.wait()
+
+    async def _mark(self) -> None:
+        if self.position is None:
+            raise _Leave(MALFORMED)  # it was to begin with `sub`
+        await self._send(t="mark", seq=self.position)
+
+    async def _tell_events(self, start: int) -> None:
+        if start < self.live.floor:
+            raise _Leave(TOO_SLOW)
+        head = self.live.head
+        for told in self.live.since(start):
+            if self.position != start:
+                return  # the client has asked for another place meanwhile
+            if told.topic in self.topics and self.caller.may_see(told.user):
+                await self._send_text(told.text())
+        if self.position == start:
+            self.position = max(head, start)
+
+    async def _tell_progress(self) -> None:
+        newest = self.live.ticks
+        if "progress" in self.topics:
+            for latest in [*self.live.progress(self.tick)]:
+                if self.caller.may_see(latest.user):
+                    await self._send_text(latest.text)
+        self.tick = newest
+
+    async def _send(self, **message: Any) -> None:
+        await self._send_text(msgspec.json.encode(message).decode())
+
+    async def _send_text(self, text: str) -> None:
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self.socket.send_text(text)
+        except TimeoutError:
+            raise _Leave(TOO_SLOW) from None
+        except (RuntimeError, OSError) as error:  # what servers raise when the client has gone
+            raise WebSocketDisconnect(detail=str(error)) from error
