@@ -21,9 +21,12 @@ from nats.aio.client import Client
 
 from forge import database, telemetry, topology
 from forge.broker import connect
-from forge.commands import Jobs
+from forge.comfyui.workflows import load as load_workflows
+from forge.commands import Admissions, Assets, Jobs
+from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
+from forge.images import Workshop
 from forge.settings import Settings
 from forge.store import Store
 
@@ -114,8 +117,6 @@ async def _generation(
     stop: asyncio.Event,
 ) -> Coroutine[Any, Any, None]:
     from forge.comfyui.backends import Backends
-    from forge.comfyui.workflows import load
-    from forge.images import Workshop
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
 
@@ -124,7 +125,7 @@ async def _generation(
         nc=nc,
         jobs=Jobs(events),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
-        workflows=load(settings.workflows_dir),
+        workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
         asset_ttl_seconds=settings.asset_ttl_seconds,
@@ -166,7 +167,11 @@ def run_api(settings: Settings, *, open_to_loopback: bool = False) -> int:
 
 
 async def _api(settings: Settings, open_to_loopback: bool) -> None:
-    from forge.api.serving import serve  # brings the web framework, which workers do without
+    # imported here, because workers do without the web framework and start faster for it
+    from forge.api.app import create_app
+    from forge.api.live import Live
+    from forge.api.parts import Parts
+    from forge.api.serving import serve
 
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
@@ -177,7 +182,27 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         except DatabaseUnavailable as error:  # requests are accepted without it
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
-        await serve(stack, nc, pool, settings, open_to_loopback, stop)
+        events = EventStore(nc)
+        blobs = Store(settings.assets_dir)
+        await asyncio.to_thread(blobs.open)
+        admissions = Admissions(events, Line(), queue_limit=settings.queue_limit)
+        live = Live(nc, admissions, pool)
+        parts = Parts(
+            settings=settings,
+            nc=nc,
+            store=events,
+            admissions=admissions,
+            jobs=admissions.jobs,
+            assets=Assets(events),
+            pool=pool,
+            workflows=load_workflows(settings.workflows_dir, models=settings.models),
+            blobs=blobs,
+            workshop=await stack.enter_async_context(Workshop()),
+            live=live,
+            open_to_loopback=open_to_loopback,
+        )
+        log.info("serving", extra={"host": settings.host, "port": settings.port})
+        await serve(create_app(parts), live, settings.host, settings.port, stop)
 
 
 # -------------------------------------------------------------------- shared

@@ -56,6 +56,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workflows_dir: Annotated[
         Path | None, Setting("FORGE_WORKFLOWS_DIR", "your own job types, two files each; none by default")
     ] = None
+    models: Annotated[
+        dict[str, str],
+        Setting(
+            "FORGE_MODELS",
+            "model files of job types: checkpoint=a.safetensors,ui_icon.lora=b.safetensors@0.7",
+        ),
+    ] = {}
     api_keys: Annotated[
         tuple[ApiKey, ...], Setting("FORGE_API_KEYS", "bootstrap keys as role:user:secret,…", secret=True)
     ] = ()
@@ -129,6 +136,8 @@ def _parse(name: str, raw: str, kind: Any) -> Any:
         return tuple(_url(u.strip()) for u in raw.split(",") if u.strip())
     if name == "api_keys":
         return tuple(_api_key(k.strip()) for k in raw.split(",") if k.strip())
+    if name == "models":
+        return dict(_model(m.strip()) for m in raw.split(",") if m.strip())
     if kind in (Path, Path | None):
         return Path(raw).expanduser().absolute()
     return msgspec.convert(raw, kind, strict=False)
@@ -138,6 +147,13 @@ def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError(f"{text!r} is not an http:// or https:// address")
     return text.rstrip("/")
+
+
+def _model(text: str) -> tuple[str, str]:
+    slot, equals, file = (part.strip() for part in text.partition("="))
+    if not slot or not equals:
+        raise ValueError(f"{text!r} is not SLOT=FILE; an empty FILE takes a default away")
+    return slot, file
 
 
 def _api_key(text: str) -> ApiKey:

@@ -1,0 +1,66 @@
+"""The web server around the application: uvicorn in our own event loop, under our own signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import uvicorn
+from litestar import Litestar
+
+from forge.api.live import Live
+
+log = logging.getLogger("forge.api")
+
+GRACE_SECONDS = 5
+"""How long open requests may take once the server is told to stop."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which re-raises SIGTERM before anything else is closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(app: Litestar, live: Live, host: str, port: int, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set; sockets are told to come again, then open requests finish.
+
+    Raises:
+        LogUnreadable: an event that no API can read has ended the live reader.
+        SystemExit: the address cannot be listened on.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="none",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=16 * 1024,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = _Server(config)
+    reading = asyncio.create_task(live.run(), name="live")
+    serving = asyncio.create_task(server.serve(), name="server")
+    told = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait({reading, serving, told}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {told}:
+            task.result()
+    finally:
+        live.close()
+        server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        for task in (reading, told):
+            task.cancel()
+        await asyncio.gather(reading, told, return_exceptions=True)
