@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 from litestar import HttpMethod, Request, Response, Router, delete, get, route
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from forge.api import cursors, edge, files
 from forge.api.auth import caller_of
@@ -31,8 +31,8 @@ from forge.topology import asset as facts_of
 
 Asked = Request[Any, Any, Any]
 
-Text = Annotated[str | None, Parameter(max_length=200)]
-Time = Annotated[str | None, Parameter(max_length=40, schema_extra={"format": "date-time"})]
+Text = Annotated[str | None, QueryParameter(max_length=200)]
+Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format": "date-time"})]
 Order = Literal["-created_at", "created_at", "-file_size_bytes", "file_size_bytes"]
 
 WIDTHS = (64, 128, *THUMBNAIL_WIDTHS, 768, 1024, 1536, 2048)
@@ -59,11 +59,11 @@ async def find(
     created_after: Time = None,
     created_before: Time = None,
     q: Annotated[
-        str | None, Parameter(max_length=200, description="Words that all occur; 3 letters or more.")
+        str | None, QueryParameter(max_length=200, description="Words that all occur; 3 letters or more.")
     ] = None,
-    sort: Order = "-created_at",
-    limit: Annotated[int, Parameter(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Parameter(max_length=500)] = None,
+    sort: FromQuery[Order] = "-created_at",
+    limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, QueryParameter(max_length=500)] = None,
     min_seq: MinSeq = None,
 ) -> Response[AssetPage]:
     """Stored pictures, by any of their facets."""
@@ -126,7 +126,7 @@ def _cursor(mark: str, key: str, row: asyncpg.Record) -> str:
 
 
 @get("/assets/{asset_id:uuid}", responses=documented(404, 422))
-async def read(request: Asked, asset_id: UUID, min_seq: MinSeq = None) -> Response[AssetView]:
+async def read(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[AssetView]:
     """One asset."""
     row = await _row(request, asset_id, min_seq)
     return Response(asset_of_row(row.content), headers=row.headers)
@@ -148,7 +148,7 @@ async def _row(request: Asked, asset_id: UUID, min_seq: int | None) -> Response[
     status_code=200,
     responses=documented(404, 416, 422),
 )
-async def file(request: Asked, asset_id: UUID, min_seq: MinSeq = None) -> Response[bytes]:
+async def file(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[bytes]:
     """The picture's bytes; they never change."""
     parts = parts_of(request)
     row = (await _row(request, asset_id, min_seq)).content
@@ -167,10 +167,12 @@ async def file(request: Asked, asset_id: UUID, min_seq: MinSeq = None) -> Respon
 )
 async def thumbnail(
     request: Asked,
-    asset_id: UUID,
+    asset_id: FromPath[UUID],
     width: Annotated[
         int,
-        Parameter(ge=16, le=2048, description=f"Pixels; rounded up to one of {', '.join(map(str, WIDTHS))}."),
+        QueryParameter(
+            ge=16, le=2048, description=f"Pixels; rounded up to one of {', '.join(map(str, WIDTHS))}."
+        ),
     ] = 256,
     min_seq: MinSeq = None,
 ) -> Response[bytes]:
@@ -195,7 +197,7 @@ async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> No
 
 
 @get("/assets/{asset_id:uuid}/history", responses=documented(404))
-async def history(request: Asked, asset_id: UUID) -> History:
+async def history(request: Asked, asset_id: FromPath[UUID]) -> History:
     """Everything that happened to the caller's references to an asset, from the log."""
     parts, caller = parts_of(request), caller_of(request)
     references = await _references(request, asset_id)
@@ -231,7 +233,7 @@ async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record])
 
 
 @delete("/assets/{asset_id:uuid}", status_code=204, responses=documented(404))
-async def give_up(request: Asked, asset_id: UUID) -> Response[None]:
+async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
     """Give an asset up. Its file goes when nobody else refers to it. `X-Forge-Seq` is the event."""
     parts, caller = parts_of(request), caller_of(request)
     seq = 0

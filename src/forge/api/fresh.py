@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
 from litestar import Response
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from forge.api.edge import MAX_SEQ
 from forge.api.parts import Parts
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 MinSeq = Annotated[
     int | None,
-    Parameter(
+    QueryParameter(
         ge=0, le=MAX_SEQ, description="Wait, for up to 5 s, until the answer tells of this event of the log."
     ),
 ]

@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 
 from forge.api import cursors, edge
 from forge.api.auth import Caller, caller_of
@@ -81,8 +81,8 @@ async def submit(request: Asked) -> Response[JobView]:
     made = _request(parts, asked, "", id=job_id, keyed=key is not None, fingerprint=fingerprint(asked))
     with span("forge.request", request.headers.get("traceparent", "")):
         [loaded] = await parts.admissions.submit(caller.user, [made], actor=caller.actor)
-    parts.live.wrote(loaded.seq)
     view = job_of_log(parts.live.places, loaded)
+    parts.live.wrote(view.seq)
     return Response(view, headers={"location": f"{request.scope['path']}/{view.id}"})
 
 
@@ -96,11 +96,9 @@ async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     made = _requests(parts, asked, batch_id, caller.user, key)
     with span("forge.request", request.headers.get("traceparent", "")):
         loaded = await parts.admissions.submit(caller.user, made, actor=caller.actor)
-    seq = max(job.seq for job in loaded)
-    parts.live.wrote(seq)
-    answer = BatchAccepted(
-        batch_id=batch_id, jobs=[job_of_log(parts.live.places, job) for job in loaded], seq=seq
-    )
+    views = [job_of_log(parts.live.places, job) for job in loaded]
+    answer = BatchAccepted(batch_id=batch_id, jobs=views, seq=max(view.seq for view in views))
+    parts.live.wrote(answer.seq)
     return Response(answer, headers={"location": f"{request.scope['path']}/{batch_id}"})
 
 
@@ -165,7 +163,7 @@ def _request(parts: Parts, asked: SubmitJob, field: str, *, id: UUID, **more: An
 
 
 @get("/jobs/{job_id:uuid}", responses=documented(404, 422))
-async def read(request: Asked, job_id: UUID, min_seq: MinSeq = None) -> Response[JobView]:
+async def read(request: Asked, job_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[JobView]:
     """One job."""
     parts, caller = parts_of(request), caller_of(request)
 
@@ -177,7 +175,7 @@ async def read(request: Asked, job_id: UUID, min_seq: MinSeq = None) -> Response
 
 
 @get("/jobs/{job_id:uuid}/history", responses=documented(404))
-async def history(request: Asked, job_id: UUID) -> History:
+async def history(request: Asked, job_id: FromPath[UUID]) -> History:
     """Everything that happened to a job, from the log."""
     parts = parts_of(request)
     known = await _known(parts, caller_of(request), job_id)
@@ -218,11 +216,11 @@ async def _facts(parts: Parts, job_id: UUID, known: Known) -> list[Recorded]:
 async def queue(
     request: Asked,
     status: Annotated[
-        list[Status] | None, Parameter(description="May be repeated; default: pending and running.")
+        list[Status] | None, QueryParameter(description="May be repeated; default: pending and running.")
     ] = None,
-    job_type: Annotated[str | None, Parameter(max_length=100)] = None,
-    limit: Annotated[int, Parameter(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Parameter(max_length=500)] = None,
+    job_type: Annotated[str | None, QueryParameter(max_length=100)] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, QueryParameter(max_length=500)] = None,
     min_seq: MinSeq = None,
 ) -> Response[QueuePage]:
     """Jobs by status, newest first."""
@@ -245,7 +243,7 @@ async def queue(
 
 
 @get("/batch/{batch_id:uuid}", responses=documented(404, 422))
-async def read_batch(request: Asked, batch_id: UUID, min_seq: MinSeq = None) -> Response[BatchView]:
+async def read_batch(request: Asked, batch_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[BatchView]:
     """What became of a batch, with its jobs in the order they were given."""
     parts, caller = parts_of(request), caller_of(request)
 
@@ -289,7 +287,7 @@ def _overall(counts: Counter[str]) -> Status:
 
 
 @delete("/jobs/{job_id:uuid}", status_code=202, responses=documented(404, 409))
-async def cancel(request: Asked, job_id: UUID) -> JobView:
+async def cancel(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Cancel a job, waiting or running. Saying it again changes nothing."""
     parts, caller = parts_of(request), caller_of(request)
     known = await _known(parts, caller, job_id)
@@ -304,7 +302,7 @@ async def _cancel(parts: Parts, caller: Caller, job_id: UUID, known: Known) -> L
 
 
 @post("/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409))
-async def retry(request: Asked, job_id: UUID) -> JobView:
+async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Ask for a failed job again."""
     parts, caller = parts_of(request), caller_of(request)
     known = await _known(parts, caller, job_id)
@@ -314,7 +312,7 @@ async def retry(request: Asked, job_id: UUID) -> JobView:
 
 
 @delete("/batch/{batch_id:uuid}", status_code=202, responses=documented(404))
-async def cancel_batch(request: Asked, batch_id: UUID) -> BatchView:
+async def cancel_batch(request: Asked, batch_id: FromPath[UUID]) -> BatchView:
     """Cancel those jobs of a batch that are not over yet."""
     parts, caller = parts_of(request), caller_of(request)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 from litestar import Request, Response, Router, get
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from forge.api import cursors, edge
 from forge.api.fresh import MinSeq, listing
@@ -35,7 +35,7 @@ from forge.errors import ForgeError
 from forge.projections import inventory, reading, stats, usage
 
 Asked = Request[Any, Any, Any]
-Time = Annotated[str | None, Parameter(max_length=40, schema_extra={"format": "date-time"})]
+Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format": "date-time"})]
 
 _CHECK_SECONDS = 1.0
 
@@ -52,7 +52,7 @@ async def catalogue(request: Asked) -> Catalogue:
 @get("/stats", responses=documented(422), tags=["operations"])
 async def read_stats(
     request: Asked,
-    hours: Annotated[int, Parameter(ge=1, le=24 * 366, description="How far to look back.")] = 24,
+    hours: Annotated[int, QueryParameter(ge=1, le=24 * 366, description="How far to look back.")] = 24,
     min_seq: MinSeq = None,
 ) -> Response[StatsView]:
     """What came of jobs in the last hours, what is stored, and the queue now."""
@@ -115,11 +115,11 @@ def _queue_now(parts: Parts, now: datetime) -> QueueStats:
 @get("/usage", responses=documented(422), tags=["operations"])
 async def read_usage(
     request: Asked,
-    metric_type: Annotated[str | None, Parameter(max_length=100)] = None,
+    metric_type: Annotated[str | None, QueryParameter(max_length=100)] = None,
     since: Time = None,
     until: Time = None,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 200,
-    cursor: Annotated[str | None, Parameter(max_length=500)] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 200,
+    cursor: Annotated[str | None, QueryParameter(max_length=500)] = None,
 ) -> UsagePage:
     """Samples of disk, memory and queue, newest first."""
     metric_type = edge.name("metric_type", metric_type, 100)

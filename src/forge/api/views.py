@@ -76,7 +76,7 @@ def job_of_log(places: Places, loaded: Loaded) -> JobView:
         error=JobError(code=failed.code, message=failed.message) if failed else None,
         cached=done.cached if done else False,
         assets=[_job_asset(asset.asset_id, asset.content_hash) for asset in done.assets] if done else [],
-        seq=loaded.seq,
+        seq=max(job.admitted_seq, loaded.seq),  # the second counts its facts only
     )
 
 

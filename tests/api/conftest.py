@@ -1,0 +1,77 @@
+"""A whole API on real servers: NATS, Postgres, projector, the asset volume, and uvicorn on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+from nats.aio.client import Client
+
+from api.serving import Serve, Served, listening, parts_over
+from forge import database, topology
+from forge.broker import connect
+from forge.settings import Settings
+from forge.workers import projector
+
+
+@pytest.fixture
+async def nats_client(nats_server: Any) -> AsyncIterator[Client]:
+    nc = await connect(nats_server.url, "test")
+    await topology.apply(nc)
+    yield nc
+    await nc.close()
+
+
+@pytest.fixture
+async def serve(nats_client: Client, settings: Settings) -> AsyncIterator[Serve]:
+    """Start an API over this test's servers; `projecting=False` leaves the tables behind."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            *, projecting: bool = True, open_to_loopback: bool = True, with_settings: Settings = settings
+        ) -> Served:
+            pool = await stack.enter_async_context(database.opened(with_settings.postgres_dsn))
+            parts = await parts_over(stack, nats_client, pool, with_settings, open_to_loopback)
+            stack.push_async_callback(_ended, asyncio.create_task(parts.live.run()))
+            if projecting:
+                stack.push_async_callback(_ended, asyncio.create_task(projector.run(nats_client, pool)))
+            await asyncio.wait_for(parts.admissions.caught_up.wait(), 10)
+            base_url = await stack.enter_async_context(listening(parts))
+            return Served(parts, base_url)
+
+        yield start
+
+
+@pytest.fixture
+async def served(serve: Serve) -> Served:
+    return await serve()
+
+
+@pytest.fixture
+async def mei(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """A player's requests."""
+    async with served.client("mei") as client:
+        yield client
+
+
+@pytest.fixture
+async def lan(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """Another player's requests."""
+    async with served.client("lan") as client:
+        yield client
+
+
+@pytest.fixture
+async def operator(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """An operator's requests."""
+    async with served.client() as client:
+        yield client
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
