@@ -126,8 +126,9 @@ class Server:
             return Answer(response.status, response.headers, await response.read())
 
     async def submit(self, graph: dict[str, Any], **fields: Any) -> str:
-        """Queue a graph and return its id; fails unless the server takes all of it."""
+        """Queue a graph and return its id; fails unless all of it is taken. None leaves a field out."""
         body = {"prompt": graph, "client_id": "conformance", "prompt_id": new_id()} | fields
+        body = {name: value for name, value in body.items() if value is not None}
         answer = await self.ask("POST", "/prompt", json=body)
         assert (answer.status, answer.json.get("node_errors")) == (200, {}), answer
         return str(answer.json["prompt_id"])
@@ -163,10 +164,10 @@ class Server:
             yield Listener(socket, client_id)
 
     @asynccontextmanager
-    async def busy(self) -> AsyncIterator[str]:
+    async def busy(self, **fields: Any) -> AsyncIterator[str]:
         """Keep the worker occupied by one slow prompt, and interrupt it at the end."""
         await self._render(HOUR_MS)
-        blocker = await self.submit(slow())
+        blocker = await self.submit(slow(), **fields)
         await wait_until(lambda: self._is_running(blocker), PATIENCE, "the slow prompt runs")
         await self._render(0)
         try:

@@ -109,6 +109,13 @@ async def test_an_interruption_is_told_to_the_owner(server: Server) -> None:
     assert heard[-2:] == ["execution_interrupted", "executing:None"]
 
 
+async def test_an_interruption_of_nobodys_prompt_is_told_to_everybody(server: Server) -> None:
+    async with server.listen() as listener, server.busy(client_id=None) as blocker:
+        await server.interrupt(blocker)
+        told = await listener.until("execution_interrupted", prompt_id=blocker)
+    assert told["data"].keys() == RUN["execution_interrupted"].keys()
+
+
 async def test_only_the_owner_hears_a_prompt(server: Server, space: str) -> None:
     async with server.listen() as owner, server.listen() as other:
         foreign = await server.submit(flat(space), client_id=owner.client_id)

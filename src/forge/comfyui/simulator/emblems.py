@@ -54,7 +54,12 @@ def icon(canvas: Canvas, palette: Palette, words: list[str], chance: Random) -> 
     canvas.shape(ring(x, y, 0.4, corners), mixed(GOLD, palette.ink, 0.25), palette.ink, 0.008)
     canvas.shape(ring(x, y, 0.375, corners), PALE_GOLD)
     canvas.shape(ring(x, y, 0.355, corners), mixed(palette.cloth, palette.ink, 0.35))
-    canvas.glow(x, y - 0.05, 0.34, mixed(palette.cloth, palette.glow, 0.4), 0.9)
+    light = chance.uniform(-0.1, 0.1), chance.uniform(-0.1, 0.02)
+    canvas.glow(x + light[0], y + light[1], 0.3, mixed(palette.cloth, palette.glow, 0.4), 0.9)
+    for _ in range(24):
+        angle, far = chance.uniform(0, 2 * math.pi), chance.uniform(0.1, 0.31)
+        spark = chance.uniform(0.003, 0.007)
+        canvas.ellipse(x + far * math.cos(angle), y + far * math.sin(angle), spark, spark, palette.glow)
     for point in ring(x, y, 0.388, corners if corners < 40 else 8):
         canvas.ellipse(*point, 0.016, 0.016, palette.glow, palette.ink, 0.004)
     symbol_of(words, chance)(canvas, x, y, 0.2, palette)
