@@ -75,9 +75,7 @@ async def listening(parts: Parts) -> AsyncIterator[str]:
     app = create_app(parts)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, log_config=None, lifespan="off", ws="websockets-sansio", proxy_headers=False
-    )
+    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="websockets-sansio", proxy_headers=False)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]))
     await wait_until(lambda: server.started or task.done(), what="uvicorn listens")

@@ -16,8 +16,8 @@ from api.serving import Serve, Served
 CARD: dict[str, Any] = {"job_type": "fate_card", "params": {"prompt": "a crane above the clouds"}}
 
 JOB_FIELDS = (
-    "id status job_type params priority user_id session_id character_id batch_id attempts max_attempts position "
-    "created_at started_at completed_at error cached assets seq"
+    "id status job_type params priority user_id session_id character_id batch_id attempts max_attempts "
+    "position created_at started_at completed_at error cached assets seq"
 )
 
 

@@ -11,7 +11,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Parameter, Reference, RequestBody, Schema
 
 from forge.api.docs import DocsPage, docs_router
-from forge.api.problems import KINDS
+from forge.api.problems import KINDS, MEDIA_TYPE
 
 _REF = "#/components/schemas/{name}"
 
@@ -112,8 +112,9 @@ def document(found: dict[str, Any], root: str) -> dict[str, Any]:
 def _behind_the_door(operation: dict[str, Any]) -> None:
     operation["security"] = [{"key": []}]
     operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/ForgeUser"})
+    answers = operation["responses"]
+    if MEDIA_TYPE not in answers.get("400", {}).get("content", {MEDIA_TYPE: None}):
+        del answers["400"]  # Litestar's own form of errors, which never leaves
     for status in ("429", "503"):
-        if status in operation["responses"]:
-            operation["responses"][status]["headers"] = {
-                "Retry-After": {"$ref": "#/components/headers/RetryAfter"}
-            }
+        if status in answers:
+            answers[status]["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
