@@ -31,7 +31,6 @@ from forge.errors import (
     LogUnavailable,
     PromptLost,
     PromptRejected,
-    PromptTimedOut,
     StaleAttempt,
     WorkflowInvalid,
 )
@@ -209,7 +208,7 @@ class Attempt:
         else:
             log.error("an attempt broke", exc_info=error, extra={"job": str(self.order.job_id)})
             code, message = "internal", "something in forge broke; its log tells more"
-        if isinstance(error, PromptTimedOut) or not isinstance(error, PromptRejected | PromptLost):
+        if not isinstance(error, PromptRejected):
             await self._rid(error)
         final = isinstance(error, PromptRejected | WorkflowInvalid)
         command = FailAttempt(self.order.attempt, code, message, final, datetime.now(UTC))
