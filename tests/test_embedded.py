@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
-from forge.embedded.postgres_files import run_as
+from forge.embedded.postgres_files import account_for, run_as
 from forge.embedded.process import Account
 from forge.errors import ServerFailed
 from waiting import wait_until
@@ -170,12 +171,15 @@ async def test_a_start_clears_the_orphans_of_a_killed_owner(
     owner.kill()
     owner.wait()
     assert all(alive(pid) for pid in pids)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-    postgres, log = EmbeddedPostgres(place / "postgres"), EmbeddedNats(place / "nats")
-    started(postgres)
-    started(log)
-    assert not any(alive(pid) for pid in pids)
+    log, postgres = EmbeddedNats(place / "nats"), EmbeddedPostgres(place / "postgres")
+    for server, orphan in ((log, pids[0]), (postgres, pids[1])):
+        awakening = threading.Timer(
+            0.5, os.kill, (orphan, signal.SIGCONT)
+        )  # the start has to wait for its end
+        awakening.start()
+        started(server)
+        assert not alive(orphan)
+        awakening.join()
     assert await read(postgres.dsn()) == [7]
     assert await publish(log.url, b"on") == 1
 
@@ -198,9 +202,10 @@ async def test_a_recycled_process_number_does_not_block_postgres(
     pid_file = server.data / "postmaster.pid"
     words = pid_file.read_text()
     server.kill()
-    await wait_until(lambda: not psutil.pid_exists(int(words.splitlines()[0])))
-    pid_file.write_text(words.replace(words.splitlines()[0], str(os.getpid()), 1))
-    started(server)
+    with bystander(server.data) as stranger:
+        pid_file.write_text(words.replace(words.splitlines()[0], str(stranger.pid), 1))
+        started(server)
+        stranger.kill()
     assert await read(server.dsn()) == [4]
 
 
@@ -287,6 +292,12 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def bystander(data: Path) -> subprocess.Popen[bytes]:
+    """A process that Postgres minds in its pid file: of its own user, and not its parent."""
+    account = account_for(data)
+    return subprocess.Popen(["sleep", "60"], user=account.uid if account else None)
 
 
 def launch_owner(

@@ -1,0 +1,141 @@
+"""The command line: what it says, what it refuses, and that `--data-dir` finds a running `forge dev`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from forge.cli import cli
+from forge.embedded import DirectoryLock
+from forge.embedded.record import DevRecord, run_directory, running, write
+from forge.settings import describe
+
+RECORD = DevRecord(
+    pid=1,
+    url="http://127.0.0.1:9",
+    nats_url="nats://127.0.0.1:1111",
+    postgres_dsn="postgresql://postgres@/postgres?host=/nowhere",
+    comfyui_urls=("http://127.0.0.1:2222",),
+)
+
+
+def forge(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FORGE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "forge", *words],
+        env=environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def dev_directory(tmp_path: Path) -> Iterator[Path]:
+    """A data directory that looks as if a `forge dev` ran on it: its record, and its lock held."""
+    run = run_directory(tmp_path)
+    run.mkdir()
+    lock = DirectoryLock(run)
+    lock.acquire()
+    write(tmp_path, RECORD)
+    yield tmp_path
+    lock.release()
+
+
+def test_every_command_explains_itself_and_its_options() -> None:
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for option in command.params:
+            assert isinstance(option, click.Option)
+            assert option.help or option.hidden or option.name == "comfyui_version", f"{name} {option.name}"
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    words = (
+        "import sys, forge.cli; print(*sorted(set(sys.modules) & {'litestar', 'nats', 'asyncpg', 'aiohttp'}))"
+    )
+    told = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == []
+
+
+def test_settings_lists_every_variable_with_meaning_and_value(tmp_path: Path) -> None:
+    told = forge("settings", "--data-dir", str(tmp_path), FORGE_PORT="1234").stdout
+    for about in describe().values():
+        assert about.variable in told
+        assert about.meaning in told
+    assert "FORGE_PORT=1234\n" in told
+    assert f"FORGE_DATA_DIR={tmp_path}\n" in told
+    assert "FORGE_SCAN_SECONDS=60.0 s  (default)" in told
+
+
+def test_settings_hides_secrets(tmp_path: Path) -> None:
+    told = forge(
+        "settings",
+        "--data-dir",
+        str(tmp_path),
+        FORGE_API_KEYS="operator:me:hunter2",
+        FORGE_POSTGRES_DSN="postgresql://u:hunter3@h/d",
+    )
+    assert told.returncode == 0
+    assert "hunter" not in told.stdout + told.stderr
+    assert "FORGE_API_KEYS=(hidden)" in told.stdout
+
+
+def test_a_bad_setting_is_one_line_and_status_2() -> None:
+    told = forge("settings", FORGE_PORT="nowhere")
+    assert told.returncode == 2
+    assert told.stdout == ""
+    assert told.stderr.count("\n") == 1
+    assert told.stderr.startswith("forge: FORGE_PORT='nowhere'")
+
+
+def test_an_unknown_role_is_refused_with_the_known_ones() -> None:
+    told = forge("worker", "--roles", "generation,painter")
+    assert told.returncode == 2
+    assert "generation, dispatcher, projector, cleanup, scheduler" in told.stderr
+
+
+def test_a_command_with_the_data_dir_of_a_running_dev_talks_to_its_servers(dev_directory: Path) -> None:
+    told = forge("settings", "--data-dir", str(dev_directory), FORGE_NATS_URL="nats://elsewhere:4222").stdout
+    assert f"FORGE_NATS_URL={RECORD.nats_url}\n" in told
+    assert f"FORGE_COMFYUI_URLS={RECORD.comfyui_urls[0]}\n" in told
+
+
+def test_a_data_dir_from_the_environment_fills_only_what_is_not_set(dev_directory: Path) -> None:
+    told = forge("settings", FORGE_DATA_DIR=str(dev_directory), FORGE_NATS_URL="nats://elsewhere:4222").stdout
+    assert "FORGE_NATS_URL=nats://elsewhere:4222\n" in told
+    assert f"FORGE_COMFYUI_URLS={RECORD.comfyui_urls[0]}\n" in told
+
+
+def test_the_record_of_a_dev_that_was_killed_does_not_count(tmp_path: Path) -> None:
+    run_directory(tmp_path).mkdir()
+    (run_directory(tmp_path) / "lock").touch()
+    write(tmp_path, RECORD)
+    assert running(tmp_path) is None
+    assert "nats://127.0.0.1:1111" not in forge("settings", "--data-dir", str(tmp_path)).stdout
+
+
+def test_the_record_is_for_its_owner_alone(dev_directory: Path) -> None:
+    assert (dev_directory / "dev.json").stat().st_mode & 0o077 == 0
+    assert running(dev_directory) == RECORD
+
+
+def test_the_simulator_says_where_it_is_and_stops_when_told(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "forge", "sim", "--port", "0", "--output-dir", str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ComfyUI simulator ready at http://127.0.0.1:")
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("times", ["fast", "5-1", "-3"])
+def test_render_times_that_make_no_sense_are_refused(times: str) -> None:
+    assert forge("sim", "--render-ms", times).returncode == 2

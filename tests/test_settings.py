@@ -1,0 +1,78 @@
+"""Settings come from the environment once; what cannot be used is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from forge.errors import SettingInvalid
+from forge.settings import ApiKey, Settings, describe, load
+
+
+def test_without_any_variable_every_setting_has_its_default() -> None:
+    assert load({}) == Settings()
+
+
+def test_a_variable_set_to_nothing_counts_as_not_set() -> None:
+    assert load({"FORGE_PORT": " ", "FORGE_DISK_LIMIT_BYTES": ""}) == Settings()
+
+
+def test_values_are_read_in_their_own_type() -> None:
+    settings = load(
+        {
+            "FORGE_COMFYUI_URLS": "http://gpu:8188/, http://cpu:8188",
+            "FORGE_DATA_DIR": "/srv/forge",
+            "FORGE_PORT": "0",
+            "FORGE_API_KEYS": "player:mei:a:b, operator:ops:s",
+            "FORGE_DISK_WARN_RATIO": "0.5",
+            "FORGE_DISK_LIMIT_BYTES": "1000000",
+        }
+    )
+    assert settings.comfyui_urls == ("http://gpu:8188", "http://cpu:8188")
+    assert settings.data_dir == Path("/srv/forge")
+    assert settings.assets_dir == Path("/srv/forge/assets")
+    assert settings.port == 0
+    assert settings.api_keys == (ApiKey("player", "mei", "a:b"), ApiKey("operator", "ops", "s"))
+    assert settings.disk_warn_ratio == 0.5
+    assert settings.disk_limit_bytes == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FORGE_PORT", "many"),
+        ("FORGE_PORT", "65536"),
+        ("FORGE_COMFYUI_URLS", "gpu:8188"),
+        ("FORGE_COMFYUI_URLS", ","),
+        ("FORGE_ASSET_TTL_SECONDS", "0"),
+        ("FORGE_DISK_WARN_RATIO", "1.5"),
+        ("FORGE_DISK_CLEAN_RATIO", "0.7"),
+        ("FORGE_DISK_LIMIT_BYTES", "-1"),
+        ("FORGE_RATE_PER_HOUR", "0"),
+        ("FORGE_QUEUE_LIMIT", "0"),
+        ("FORGE_SCAN_SECONDS", "nan"),
+        ("FORGE_SCAN_SECONDS", "0"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_with_its_name(variable: str, value: str) -> None:
+    with pytest.raises(SettingInvalid, match=variable):
+        load({variable: value})
+
+
+@pytest.mark.parametrize("keys", ["god:mei:hunter2", "player::hunter2", "player:mei", "hunter2"])
+def test_a_bad_key_is_refused_without_showing_it(keys: str) -> None:
+    with pytest.raises(SettingInvalid, match="FORGE_API_KEYS") as refused:
+        load({"FORGE_API_KEYS": keys})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_key_does_not_show_its_secret() -> None:
+    assert "hunter2" not in repr(ApiKey("player", "mei", "hunter2"))
+
+
+def test_every_setting_says_its_variable_and_meaning() -> None:
+    described = describe()
+    assert list(described) == list(Settings.__struct_fields__)
+    assert all(about.variable.startswith("FORGE_") and about.meaning for about in described.values())
+    assert len({about.variable for about in described.values()}) == len(described)
