@@ -122,7 +122,7 @@ class Admissions:
             waiting = self.line.jobs.get(job_id)
             if waiting is not None:
                 raise JobNotFailed(f"the job is {waiting.status}; only a failed job can be retried")
-            loaded = await self.jobs.load(user, job_id, submitted_seq)
+            loaded = await self.jobs.load(user, job_id, submitted_seq, timeout=SUBMIT_SECONDS)
             [event] = decide(Retry(), loaded.job)
             assert isinstance(event, JobRetried)
             [record] = await self._admit(user, [event], f"retry/{loaded.job.attempt}", actor)
@@ -170,10 +170,14 @@ class Admissions:
         if not request.keyed:
             return None
         waiting = self.line.jobs.get(request.id)
-        seq = waiting.submitted_seq if waiting else await self.jobs.submitted_seq(user, request.id)
+        patience = SUBMIT_SECONDS
+        if waiting is not None:
+            seq: int | None = waiting.submitted_seq
+        else:
+            seq = await self.jobs.submitted_seq(user, request.id, timeout=patience)
         if seq is None:
             return None
-        loaded = await self.jobs.load(user, request.id, seq)
+        loaded = await self.jobs.load(user, request.id, seq, timeout=patience)
         if loaded.request.fingerprint != request.fingerprint:
             raise KeyReused
         return loaded
@@ -218,29 +222,32 @@ class Jobs:
     def __init__(self, store: EventStore) -> None:
         self.store = store
 
-    async def load(self, user: str, job_id: UUID, submitted_seq: int, admitted_seq: int = 0) -> Loaded:
+    async def load(
+        self, user: str, job_id: UUID, submitted_seq: int, admitted_seq: int = 0, *, timeout: float = 2.0
+    ) -> Loaded:
         """The job as the log tells it; ``admitted_seq`` where it was admitted last, if that was by a retry.
 
         Raises:
             NotFound: no request of that job stands there.
             LogUnavailable: no answer.
         """
-        request = await self.store.at(submitted_seq)
+        request = await self.store.at(submitted_seq, timeout=timeout)
         if request is None or not isinstance(request.event, JobSubmitted) or request.event.job_id != job_id:
             raise NotFound(f"there is no job {job_id}")
-        last = request if admitted_seq in (0, submitted_seq) else await self.store.at(admitted_seq)
+        retried = admitted_seq not in (0, submitted_seq)
+        last = await self.store.at(admitted_seq, timeout=timeout) if retried else request
         if last is None or not isinstance(last.event, JobSubmitted | JobRetried):
             raise NotFound(f"job {job_id} was not admitted at {admitted_seq}")
-        facts = await self.store.load(facts_of(user, job_id))
+        facts = await self.store.load(facts_of(user, job_id), timeout=timeout)
         job = admitted(last.event, last.seq, last.meta.at)
         for fact in facts.events:
             if fact.seq > last.seq:
                 job = evolve(job, fact.event, fact.meta.at)
         return Loaded(job, request.event, request.meta, facts.seq, tuple(facts.events))
 
-    async def submitted_seq(self, user: str, job_id: UUID) -> int | None:
+    async def submitted_seq(self, user: str, job_id: UUID, *, timeout: float = 2.0) -> int | None:
         """Where the request of a job that has facts stands."""
-        facts = await self.store.load(facts_of(user, job_id))
+        facts = await self.store.load(facts_of(user, job_id), timeout=timeout)
         found = (
             r.event.submitted_seq for r in facts.events if isinstance(r.event, JobStarted | JobCancelled)
         )
@@ -305,14 +312,14 @@ class Assets:
     def __init__(self, store: EventStore) -> None:
         self.store = store
 
-    async def delete(self, event: AssetDeleted, *, actor: str) -> int:
+    async def delete(self, event: AssetDeleted, *, actor: str, within: float = 10.0) -> int:
         """Record that one reference is given up; the sequence of the event that says so."""
         filter_ = asset(event.character_id, event.asset_type, event.asset_id)
         for _ in range(_TRIES):
-            boundary = await self.store.load(filter_)
+            boundary = await self.store.load(filter_, timeout=min(within, 2.0))
             meta = _meta(f"{event.asset_id}/{event.job_id}/delete/{boundary.seq}", 0, actor, event.job_id)
             try:
-                [record] = await self.store.append([Draft(event, meta, filter_, boundary.seq)])
+                [record] = await self.store.append([Draft(event, meta, filter_, boundary.seq)], within=within)
             except Conflict:
                 continue
             return record.seq

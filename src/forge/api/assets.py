@@ -22,6 +22,7 @@ from forge.api.problems import documented
 from forge.api.schemas import AssetPage, AssetView, History
 from forge.api.views import asset_of_row
 from forge.canonical import THUMBNAIL_WIDTHS
+from forge.commands import SUBMIT_SECONDS
 from forge.errors import LogUnavailable, PictureRefused, StoreFailed
 from forge.events.assets import AssetDeleted, AssetReady, AssetStored
 from forge.events.envelope import Recorded
@@ -221,7 +222,7 @@ async def _references(request: Asked, asset_id: UUID) -> list[asyncpg.Record]:
 
 async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record]) -> list[Recorded]:
     """Each reference's storing, where its row says it stands, and what the asset's subjects tell since."""
-    stored = [await parts.store.at(reference["seq"]) for reference in references]
+    stored = [await parts.store.at(r["seq"], timeout=SUBMIT_SECONDS) for r in references]
     filters = {facts_of(r["character_id"], r["asset_type"], asset_id) for r in references}
     found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
     async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
@@ -249,7 +250,7 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
             session_id=reference["session_id"],
             character_id=reference["character_id"],
         )
-        seq = await parts.assets.delete(gone, actor=caller.actor)
+        seq = await parts.assets.delete(gone, actor=caller.actor, within=SUBMIT_SECONDS)
     parts.live.wrote(seq)
     return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
 

@@ -29,7 +29,7 @@ class Checkpoint:
             self.seq = max(self.seq, seq)
             self._moved.notify_all()
 
-    async def wait(self, seq: int, seconds: float = WAIT_SECONDS) -> None:
+    async def wait(self, seq: int, seconds: float) -> None:
         """Wait until the tables tell of this event.
 
         Raises:

@@ -80,7 +80,7 @@ async def send(
     quoted = f'"{etag}"'
     headers = _HEADERS | {"etag": quoted}
     if matches(request.headers.get("if-none-match"), quoted):
-        return Response(None, status_code=304, headers=headers)
+        return Response(b"", status_code=304, headers=headers, media_type=media_type)
     there = await asyncio.to_thread(_size, path)
     if size is not None and there != size:
         raise StoreFailed("the stored file is damaged")

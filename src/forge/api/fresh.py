@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 from litestar import Response
 from litestar.params import QueryParameter
 
+from forge.api import checkpoint
 from forge.api.edge import MAX_SEQ
 from forge.api.parts import Parts
 from forge.database import Connection
@@ -35,7 +36,7 @@ async def listing(parts: Parts, min_seq: int | None) -> AsyncIterator[Snapshot]:
         Unavailable: they do not in time, or Postgres does not answer.
     """
     if min_seq is not None:
-        await parts.live.checkpoint.wait(min_seq)
+        await parts.live.checkpoint.wait(min_seq, checkpoint.WAIT_SECONDS)
     async with snapshot(parts.pool) as tables:
         yield tables
 

@@ -31,7 +31,7 @@ from forge.api.schemas import (
     SubmitJob,
 )
 from forge.api.views import job_of_log, job_of_row
-from forge.commands import JobRequest, Loaded, fingerprint
+from forge.commands import SUBMIT_SECONDS, JobRequest, Loaded, fingerprint
 from forge.domain import params
 from forge.domain.ids import derived_id, keyed_job_id, new_id
 from forge.domain.jobs import Cancel, Status
@@ -199,7 +199,7 @@ def history_item(record: Recorded) -> HistoryItem:
 
 async def _facts(parts: Parts, job_id: UUID, known: Known) -> list[Recorded]:
     """The job's events: its request, its own facts, and where it was retried what the user's ledger says."""
-    request = await parts.store.at(known.submitted_seq)
+    request = await parts.store.at(known.submitted_seq, timeout=SUBMIT_SECONDS)
     filters = [facts_of(known.user, job_id)]
     if known.admitted_seq != known.submitted_seq:
         filters.append(ledger(known.user))
@@ -295,10 +295,16 @@ async def cancel(request: Asked, job_id: FromPath[UUID]) -> JobView:
 
 
 async def _cancel(parts: Parts, caller: Caller, job_id: UUID, known: Known) -> Loaded:
-    loaded = await parts.jobs.load(known.user, job_id, known.submitted_seq, known.admitted_seq)
-    loaded = await parts.jobs.act(loaded, Cancel(), actor=caller.actor, name="cancel", within=0.8)
+    loaded = await _load(parts, job_id, known)
+    loaded = await parts.jobs.act(loaded, Cancel(), actor=caller.actor, name="cancel", within=SUBMIT_SECONDS)
     parts.live.wrote(loaded.seq)
     return loaded
+
+
+async def _load(parts: Parts, job_id: UUID, known: Known) -> Loaded:
+    return await parts.jobs.load(
+        known.user, job_id, known.submitted_seq, known.admitted_seq, timeout=SUBMIT_SECONDS
+    )
 
 
 @post("/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409))
@@ -330,8 +336,7 @@ async def _cancelled(parts: Parts, caller: Caller, row: asyncpg.Record) -> JobVi
     try:
         return job_of_log(parts.live.places, await _cancel(parts, caller, row["id"], known))
     except JobAlreadyOver:  # it ended a moment ago: as the log has it
-        loaded = await parts.jobs.load(known.user, row["id"], known.submitted_seq, known.admitted_seq)
-        return job_of_log(parts.live.places, loaded)
+        return job_of_log(parts.live.places, await _load(parts, row["id"], known))
 
 
 async def _known(parts: Parts, caller: Caller, job_id: UUID) -> Known:
@@ -354,7 +359,9 @@ async def _known(parts: Parts, caller: Caller, job_id: UUID) -> Known:
     try:
         return (await item(parts, None, look, f"there is no job {job_id}")).content
     except DatabaseUnavailable:
-        seq = None if caller.sees_all else await parts.jobs.submitted_seq(caller.user, job_id)
+        if caller.sees_all:
+            raise
+        seq = await parts.jobs.submitted_seq(caller.user, job_id, timeout=SUBMIT_SECONDS)
         if seq is None:
             raise
         return Known(caller.user, seq)

@@ -45,6 +45,7 @@ async def serve(app: Litestar, live: Live, host: str, port: int, stop: asyncio.E
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # whoever asks is who connects: nothing a client sends makes it local
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

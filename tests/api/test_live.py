@@ -1,0 +1,288 @@
+"""Live events: in order, resumable, only one's own, bounded, and ended politely."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from api.making import completed, started
+from api.serving import Serve, Served
+from forge import topology
+from forge.api import sockets
+from forge.settings import ApiKey, Settings
+from waiting import wait_until
+
+ICON = {"job_type": "ui_icon", "params": {}}
+
+
+@asynccontextmanager
+async def listening(
+    served: Served, user: str | None = "mei", *, query: str = "", v1: bool = False, **headers: str
+) -> AsyncIterator[ClientConnection]:
+    sent = headers | ({} if user is None else {"X-Forge-User": user})
+    async with connect(
+        served.socket_url + query,
+        additional_headers=sent,
+        subprotocols=["forge.v1"] if v1 else None,  # type: ignore[list-item]
+        compression=None,
+    ) as socket:
+        yield socket
+
+
+async def hear(socket: ClientConnection, kind: str | None = None) -> dict[str, Any]:
+    """The next message, of one kind if it matters which."""
+    async with asyncio.timeout(10):
+        while True:
+            message: dict[str, Any] = json.loads(await socket.recv())
+            if kind is None or message["t"] == kind:
+                return message
+
+
+async def hear_events(socket: ClientConnection, count: int) -> list[dict[str, Any]]:
+    return [await hear(socket, "ev") for _ in range(count)]
+
+
+async def code_of(socket: ClientConnection) -> int:
+    """What the socket is closed with, after everything that comes before."""
+    async with asyncio.timeout(10):
+        with suppress(ConnectionClosed):
+            while True:
+                await socket.recv()
+    assert socket.close_code is not None
+    return socket.close_code
+
+
+async def submit(client: httpx.AsyncClient, count: int = 1) -> list[dict[str, Any]]:
+    answers = [await client.post("/jobs", json=ICON) for _ in range(count)]
+    return [answer.json() for answer in answers]
+
+
+async def test_the_welcome_introduces_the_log(served: Served, mei: httpx.AsyncClient) -> None:
+    await submit(mei, 2)
+    async with listening(served) as socket:
+        welcome = await hear(socket)
+        assert set(welcome) == {"t", "v", "conn", "epoch", "head", "mark_ms", "max_lag"}
+        assert (welcome["t"], welcome["v"], welcome["max_lag"]) == ("welcome", 1, 5000)
+        assert await hear(socket) == {"t": "mark", "seq": welcome["head"]}
+    async with listening(served) as other:
+        again = await hear(other)
+        assert (again["epoch"], again["conn"] != welcome["conn"]) == (welcome["epoch"], True)
+
+
+async def test_a_simple_client_hears_what_happens_from_now_on(served: Served, mei: httpx.AsyncClient) -> None:
+    await submit(mei)
+    async with listening(served) as socket:
+        await hear(socket, "mark")
+        [job] = await submit(mei)
+        event = await hear(socket, "ev")
+        assert set(event) == {"t", "seq", "type", "key", "at", "data"}
+        assert (event["type"], event["key"], event["seq"]) == ("job.submitted", job["id"], job["seq"])
+        assert event["data"]["user_id"] == "mei"
+        await completed(served.parts, "mei", job)
+        types = [event["type"] for event in await hear_events(socket, 4)]
+        assert types == ["job.started", "asset.stored", "asset.ready", "job.completed"]
+
+
+async def test_after_in_the_address_gives_what_was_missed(served: Served, mei: httpx.AsyncClient) -> None:
+    jobs = await submit(mei, 5)
+    async with listening(served, query="?after=0") as socket:
+        assert [e["key"] for e in await hear_events(socket, 5)] == [job["id"] for job in jobs]
+    async with listening(served, query=f"?after={jobs[2]['seq']}") as socket:
+        assert [e["key"] for e in await hear_events(socket, 2)] == [job["id"] for job in jobs[3:]]
+        assert await hear(socket) == {"t": "mark", "seq": jobs[-1]["seq"]}
+    for bad in ("x", "-1", "9" * 30):
+        async with listening(served, query=f"?after={bad}") as socket:
+            assert await code_of(socket) == sockets.MALFORMED
+
+
+async def test_nothing_is_lost_or_doubled_over_many_reconnects(
+    served: Served, mei: httpx.AsyncClient
+) -> None:
+    heard: list[int] = []
+    writing = asyncio.create_task(submit(mei, 60))
+    position = 0
+    while len(heard) < 60:
+        async with listening(served, query=f"?after={position}") as socket:
+            for _ in range(min(7, 60 - len(heard))):
+                event = await hear(socket, "ev")
+                position = event["seq"]
+                heard.append(position)
+    assert heard == [job["seq"] for job in await writing]
+
+
+async def test_a_v1_client_says_where_to_begin_and_what_it_wants(
+    served: Served, mei: httpx.AsyncClient
+) -> None:
+    jobs = await submit(mei, 3)
+    await completed(served.parts, "mei", jobs[0])
+    async with listening(served, v1=True) as socket:
+        assert socket.subprotocol == "forge.v1"
+        welcome = await hear(socket)
+        await socket.send(
+            json.dumps({"t": "sub", "epoch": welcome["epoch"], "after": 0, "topics": ["assets"]})
+        )
+        assert [e["type"] for e in await hear_events(socket, 2)] == ["asset.stored", "asset.ready"]
+        assert (await hear(socket))["t"] == "mark"
+        await socket.send(json.dumps({"t": "sub", "after": jobs[1]["seq"], "topics": ["jobs"]}))
+        types = [e["type"] for e in await hear_events(socket, 3)]
+        assert types == ["job.submitted", "job.started", "job.completed"]
+
+
+async def test_another_log_or_too_far_behind_begins_anew(
+    served: Served, mei: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forge.api.live.REMEMBERED", 3)
+    jobs = await submit(mei, 6)
+    await wait_until(lambda: served.parts.live.head == jobs[-1]["seq"])
+    head = jobs[-1]["seq"]
+    async with listening(served, v1=True) as socket:
+        welcome = await hear(socket)
+        for sub, reason in (
+            ({"epoch": "another", "after": head}, "epoch"),
+            ({"after": head + 100}, "epoch"),
+            ({"after": jobs[1]["seq"]}, "behind"),
+        ):
+            await socket.send(json.dumps({"t": "sub", "epoch": welcome["epoch"]} | sub))
+            assert await hear(socket, "reset") == {"t": "reset", "reason": reason, "head": head}
+        await socket.send(json.dumps({"t": "sub", "after": jobs[2]["seq"]}))
+        assert [e["key"] for e in await hear_events(socket, 3)] == [job["id"] for job in jobs[3:]]
+
+
+async def test_everybody_hears_of_their_own_things_only(
+    served: Served, mei: httpx.AsyncClient, lan: httpx.AsyncClient
+) -> None:
+    async with (
+        listening(served, "mei") as hers,
+        listening(served, "lan") as his,
+        listening(served, None) as all_,
+    ):
+        for socket in (hers, his, all_):
+            await hear(socket, "mark")
+        [one], [two] = await submit(mei), await submit(lan)
+        await progress(served, "mei", one["id"], 3)
+        assert (await hear(hers, "ev"))["key"] == one["id"]
+        assert (await hear(his, "ev"))["key"] == two["id"]
+        assert [e["key"] for e in await hear_events(all_, 2)] == [one["id"], two["id"]]
+        assert (await hear(hers, "live"))["key"] == one["id"]
+        await progress(served, "lan", two["id"], 4)
+        assert (await hear(his, "live"))["key"] == two["id"], "the first progress he hears of is his own"
+
+
+async def progress(served: Served, user: str, job_id: str, value: int) -> None:
+    told = {"job_id": job_id, "user_id": user, "value": value, "max": 20, "node": "3", "attempt": 1}
+    await served.parts.nc.publish(topology.progress(job_id), msgspec.json.encode(told))  # type: ignore[arg-type]
+
+
+async def test_progress_is_told_and_nonsense_is_not(served: Served, mei: httpx.AsyncClient) -> None:
+    [job] = await submit(mei)
+    await started(served.parts, "mei", job)
+    async with listening(served) as socket:
+        await hear(socket, "mark")
+        await served.parts.nc.publish(topology.progress(job["id"]), b"\xff")
+        await progress(served, "mei", job["id"], 7)
+        live = await hear(socket, "live")
+        data = {"value": 7, "max": 20, "node": "3", "attempt": 1}
+        assert live == {"t": "live", "key": job["id"], "kind": "progress", "data": data}
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["", "[]", "{", '{"t":"drop"}', '{"t":"sub","after":-1}', '{"t":"sub","topics":["x"]}', "[" * 9000],
+)
+async def test_a_client_that_talks_nonsense_is_let_go(served: Served, message: str) -> None:
+    async with listening(served) as socket:
+        await socket.send(message)
+        assert await code_of(socket) == sockets.MALFORMED
+
+
+async def test_a_client_that_says_nothing_is_let_go(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "MARK_SECONDS", 0.05)
+    async with listening(served, v1=True) as socket:
+        assert await code_of(socket) == sockets.MALFORMED
+
+
+async def test_marks_come_by_time_even_while_others_are_busy(
+    served: Served, lan: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "MARK_SECONDS", 0.1)
+    async with listening(served, "mei") as socket:
+        first = await hear(socket, "mark")
+        writing = asyncio.create_task(submit(lan, 100))
+        marks = [(await hear(socket))["seq"] for _ in range(5)]
+        assert marks == sorted(marks)
+        jobs = await writing
+        while (await hear(socket, "mark"))["seq"] < jobs[-1]["seq"]:
+            pass
+        assert first["seq"] < jobs[0]["seq"]
+
+
+async def test_a_slow_reader_is_let_go_and_holds_up_nobody(
+    served: Served, mei: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forge.api.live.REMEMBERED", 20)
+    slow, blocked = asyncio.Event(), asyncio.Event()
+    plain = sockets.Conversation._send_text
+
+    async def send(self: sockets.Conversation, text: str) -> None:
+        if self.caller.user == "mei" and '"t":"ev"' in text:
+            blocked.set()
+            await slow.wait()
+        await plain(self, text)
+
+    monkeypatch.setattr(sockets.Conversation, "_send_text", send)
+    async with listening(served, "mei") as socket, listening(served, None) as quick:
+        await hear(quick, "mark")
+        await hear(socket, "mark")
+        await submit(mei)
+        await blocked.wait()
+        jobs = await submit(mei, 40)
+        await hear_events(quick, 41)
+        await wait_until(lambda: served.parts.live.floor >= jobs[10]["seq"])
+        slow.set()
+        assert await code_of(socket) == sockets.TOO_SLOW
+
+
+async def test_a_socket_needs_a_key_too(serve: Serve, settings: Settings) -> None:
+    keys = (ApiKey("player", "mei", "s3cret"),)
+    served = await serve(with_settings=msgspec.structs.replace(settings, api_keys=keys))
+    async with listening(served, None) as socket:
+        assert await hear(socket) == {"t": "bye", "code": 4401, "retry_after_ms": 0}
+        assert await code_of(socket) == 4401
+    async with listening(served, "lan", Authorization="Bearer s3cret") as socket:
+        assert await code_of(socket) == 4403
+    async with listening(served, None, Authorization="Bearer s3cret") as socket:
+        assert (await hear(socket))["t"] == "welcome"
+
+
+async def test_a_page_of_elsewhere_gets_no_socket(served: Served) -> None:
+    async with listening(served, Origin="https://evil.example") as socket:
+        assert await code_of(socket) == 4401
+
+
+async def test_stopping_says_goodbye_and_when_to_come_again(served: Served) -> None:
+    async with listening(served) as socket:
+        await hear(socket, "mark")
+        served.parts.live.close()
+        assert await hear(socket) == {"t": "bye", "code": 1012, "retry_after_ms": 1000}
+        assert await code_of(socket) == 1012
+    assert served.parts.live.listeners == set()
+    async with listening(served) as late:
+        assert await code_of(late) == 1012
+
+
+async def test_a_client_that_vanishes_leaves_nothing_behind(served: Served, mei: httpx.AsyncClient) -> None:
+    async with listening(served) as socket:
+        await hear(socket, "mark")
+        assert len(served.parts.live.listeners) == 1
+        socket.transport.abort()
+        await submit(mei, 3)
+        await wait_until(lambda: not served.parts.live.listeners)

@@ -1,0 +1,245 @@
+"""Catalogue, statistics, usage, health, metrics; and what is said while a server is away."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from api.making import completed, failed
+from api.serving import Serve, Served
+from forge.embedded import EmbeddedNats, EmbeddedPostgres
+from forge.events.catalogue import encode
+from forge.events.envelope import Meta, headers
+from forge.events.system import MetricSampled
+from forge.projections.stats import bucket, percentile
+from forge.topology import subject
+from waiting import wait_until
+
+ICON = {"job_type": "ui_icon", "params": {}}
+
+
+async def submit(client: httpx.AsyncClient) -> dict[str, Any]:
+    answer = await client.post("/jobs", json=ICON)
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+async def test_the_catalogue_says_what_can_be_asked_for(mei: httpx.AsyncClient) -> None:
+    items = (await mei.get("/catalogue")).json()["items"]
+    by_name = {item["job_type"]: item for item in items}
+    assert {"character_portrait", "npc_bust", "fate_card", "ui_icon"} <= set(by_name)
+    card = by_name["fate_card"]
+    assert card["timeout_seconds"] > 0
+    assert card["asset_type"] == "fate_card"
+    assert card["params"]["additionalProperties"] is False
+
+
+async def test_statistics_count_what_came_of_jobs(served: Served, mei: httpx.AsyncClient) -> None:
+    done = await completed(served.parts, "mei", await submit(mei))
+    gone = await failed(served.parts, "mei", await submit(mei))
+    cancelled = (await mei.delete(f"/jobs/{(await submit(mei))['id']}")).json()
+    waiting = await submit(mei)
+    stats = (await mei.get("/stats", params={"min_seq": waiting["seq"]})).json()
+    assert max(done.seq, gone.seq, cancelled["seq"]) < waiting["seq"]
+    icons = stats["by_type"]["ui_icon"]
+    counts = {key: icons[key] for key in ("submitted", "completed", "cached", "failed", "cancelled")}
+    assert counts == {"submitted": 4, "completed": 1, "cached": 0, "failed": 1, "cancelled": 1}
+    assert icons["p50_ms"] is not None
+    assert icons["p95_ms"] >= icons["p50_ms"]
+    assert stats["total"] == icons
+    assert stats["throughput_per_hour"] > 0
+    assert stats["bytes_by_type"]["ui_icon"]["assets"] == 1
+    assert stats["bytes_by_type"]["ui_icon"]["bytes"] > 0
+    assert stats["cache"] == {"hits": 0, "ratio": 0.0}
+    assert (stats["queue"]["pending"], stats["queue"]["running"]) == (1, 0)
+    assert stats["queue"]["oldest_seconds"] >= 0
+
+
+async def test_statistics_of_nothing(mei: httpx.AsyncClient) -> None:
+    stats = (await mei.get("/stats")).json()
+    assert stats["total"]["p50_ms"] is None
+    assert stats["cache"] == {"hits": 0, "ratio": None}
+    assert stats["queue"] == {"pending": 0, "running": 0, "oldest_seconds": None}
+
+
+def test_percentiles_are_read_back_closely() -> None:
+    buckets: dict[int, int] = {}
+    for milliseconds in range(1, 1001):
+        buckets[bucket(milliseconds)] = buckets.get(bucket(milliseconds), 0) + 1
+    assert percentile(sorted(buckets.items()), 0.5) == pytest.approx(500, rel=0.04)
+    assert percentile(sorted(buckets.items()), 0.95) == pytest.approx(950, rel=0.04)
+    assert percentile([], 0.5) is None
+    assert percentile([(bucket(7), 1)], 0.95) == pytest.approx(7, rel=0.04)
+
+
+async def test_usage_is_listed_newest_first_and_paged(served: Served, mei: httpx.AsyncClient) -> None:
+    for value in range(5):
+        event = MetricSampled(metric_type="disk_usage", value=value, unit="bytes", details={"n": value})
+        meta = Meta(id=uuid4(), at=datetime.now(UTC), actor="scheduler", correlation="sample")
+        place = subject(event)
+        await served.parts.nc.request(place, encode(event), headers=headers(event, meta, place))
+
+    async def page(**params: Any) -> dict[str, Any]:
+        found: dict[str, Any] = (await mei.get("/usage", params=params)).json()
+        return found
+
+    async def everything() -> bool:
+        return len((await page())["items"]) == 5
+
+    await wait_until(everything, what="five samples")
+    first = await page(limit=3, metric_type="disk_usage")
+    rest = await page(limit=3, metric_type="disk_usage", cursor=first["next_cursor"])
+    items = first["items"] + rest["items"]
+    assert [item["metric_value"] for item in items] == [4, 3, 2, 1, 0]
+    assert set(items[0]) == {"timestamp", "metric_type", "metric_value", "metric_unit", "details"}
+    assert rest["next_cursor"] is None
+    assert (await page(metric_type="memory_usage"))["items"] == []
+    assert len((await page(since=items[2]["timestamp"]))["items"]) == 3
+    assert len((await page(until=items[2]["timestamp"]))["items"]) == 2
+
+
+async def test_metrics_are_for_prometheus_and_do_not_grow_with_ids(
+    served: Served, mei: httpx.AsyncClient
+) -> None:
+    await submit(mei)
+    for _ in range(3):
+        await mei.get(f"/jobs/{uuid4()}")
+    async with httpx.AsyncClient(base_url=served.base_url) as plain:
+        await plain.get(f"/{uuid4()}")
+        text = (await plain.get("/metrics")).text
+    assert "forge_jobs_pending 1.0" in text
+    assert "forge_jobs_running 0.0" in text
+    root = "/api/v1/comfyui"
+    assert f'forge_http_requests_total{{method="POST",path="{root}/jobs",status="202"}} 1.0' in text
+    assert f'forge_http_requests_total{{method="GET",path="{root}/jobs/{{job_id}}",status="404"}} 3.0' in text
+    assert 'path="unmatched",status="404"' in text
+    assert 'forge_http_refusals_total{code="not_found"} 4.0' in text
+
+
+# --------------------------------------------------------------- read own writes
+
+
+async def test_a_read_waits_for_what_it_must_tell_of(serve: Serve) -> None:
+    served = await serve(projecting=False)
+    async with served.client("mei") as mei:
+        job = await submit(mei)
+        reading = asyncio.create_task(mei.get("/queue", params={"min_seq": job["seq"]}))
+        late = await serve()
+        answer = await reading
+        assert answer.status_code == 200
+        assert [item["id"] for item in answer.json()["items"]] == [job["id"]]
+        assert int(answer.headers["x-forge-seq"]) >= job["seq"]
+        assert late.parts.live.checkpoint.seq >= 0
+
+
+async def test_waiting_for_the_future_is_bounded(
+    mei: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forge.api.checkpoint.WAIT_SECONDS", 0.3)
+    for path in ("/queue", "/assets", "/stats", f"/jobs/{uuid4()}", f"/assets/{uuid4()}"):
+        answer = await mei.get(path, params={"min_seq": 10**12})
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
+        assert int(answer.headers["retry-after"]) > 0
+
+
+# ----------------------------------------------------------------- servers away
+
+
+async def ready(served: Served) -> tuple[int, dict[str, bool]]:
+    async with httpx.AsyncClient(base_url=served.base_url, timeout=5) as plain:
+        answer = await plain.get("/readyz")
+        return answer.status_code, {name: check["ok"] for name, check in answer.json()["checks"].items()}
+
+
+async def test_ready_when_everything_is_there(served: Served) -> None:
+    assert await ready(served) == (200, {"log": True, "database": True, "store": True, "caught_up": True})
+    async with httpx.AsyncClient(base_url=served.base_url) as plain:
+        assert (await plain.get("/livez")).status_code == 200
+
+
+async def test_not_ready_without_the_asset_volume(served: Served) -> None:
+    (served.parts.blobs.root / ".forge-store").unlink()
+    status, checks = await ready(served)
+    assert (status, checks["store"], checks["database"]) == (503, False, True)
+
+
+async def test_a_frozen_database_costs_readers_a_second_and_submitters_nothing(
+    served: Served, mei: httpx.AsyncClient, postgres_server: EmbeddedPostgres
+) -> None:
+    job = await submit(mei)
+    assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
+    pids = _with_children(postgres_server.process.pid)  # type: ignore[union-attr]
+    _signal(pids, signal.SIGSTOP)
+    try:
+        for path in (f"/jobs/{job['id']}", "/queue", "/assets", "/stats"):
+            began = time.monotonic()
+            answer = await mei.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable"), path
+            assert int(answer.headers["retry-after"]) > 0
+            assert time.monotonic() - began < 2.0, path
+        began = time.monotonic()
+        later = await submit(mei)
+        assert (await mei.delete(f"/jobs/{later['id']}")).json()["status"] == "cancelled"
+        assert time.monotonic() - began < 1.0
+        status, checks = await ready(served)
+        assert (status, checks["database"], checks["log"]) == (503, False, True)
+    finally:
+        _signal(pids, signal.SIGCONT)
+
+    async def back() -> bool:
+        answer = await mei.get(f"/jobs/{later['id']}")
+        return answer.status_code == 200 and answer.json()["status"] == "cancelled"
+
+    await wait_until(back, timeout=20, what="reading works again")
+
+
+def _with_children(pid: int) -> list[int]:
+    import psutil
+
+    process = psutil.Process(pid)
+    return [pid, *(child.pid for child in process.children(recursive=True))]
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    import os
+
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+async def test_a_log_that_is_away_is_said_within_a_second_and_heals(
+    served: Served, mei: httpx.AsyncClient, nats_server: EmbeddedNats
+) -> None:
+    job = await submit(mei)
+    assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
+    nats_server.kill()
+    began = time.monotonic()
+    answer = await mei.post("/jobs", json=ICON, headers={"Idempotency-Key": "again"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "log_unavailable")
+    assert time.monotonic() - began < 2.0
+    assert (await mei.get(f"/jobs/{job['id']}")).status_code == 200, "reading still works"
+    status, checks = await ready(served)
+    assert (status, checks["log"], checks["database"]) == (503, False, True)
+    nats_server.start()
+
+    async def accepted() -> httpx.Response | None:
+        answer = await mei.post("/jobs", json=ICON, headers={"Idempotency-Key": "again"})
+        return answer if answer.status_code == 202 else None
+
+    again = await wait_until(accepted, timeout=20, what="submitting works again")
+    assert again is not None
+    read = await mei.get(f"/jobs/{again.json()['id']}", params={"min_seq": again.json()["seq"]})
+    assert read.status_code == 200
+    page = (await mei.get("/queue")).json()
+    assert page["counts"]["pending"] == 2, "asking again and again with one key was one job"
