@@ -1,0 +1,89 @@
+"""Clients: they ask as a game does, with an Idempotency-Key, and write down what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from acceptance.checker import Asked
+from acceptance.system import System
+
+SCALE = float(os.environ.get("FORGE_TEST_SCALE", "1"))
+"""How many times as many jobs as usual."""
+
+_numbers = iter(range(10**9))
+
+
+def scaled(count: int) -> int:
+    return max(1, round(count * SCALE))
+
+
+def request(user: str, *, job_type: str = "ui_icon", **more: Any) -> Asked:
+    """A small picture for a user; `more` is what else the body says."""
+    mark = f"mark-{next(_numbers)}"
+    params = more.pop("params", {"width": 256, "height": 256})
+    return Asked(
+        mark, user, {"job_type": job_type, "params": params, "session_id": mark, **more}, str(uuid.uuid4())
+    )
+
+
+async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
+    """Ask once; the job, or None when the answer does not say."""
+    headers = {"Idempotency-Key": asked.key, "X-Forge-User": asked.user}
+    try:
+        answer = await client.post("/jobs", json=asked.body, headers=headers)
+    except httpx.TransportError:
+        return None
+    if answer.status_code == 503:
+        assert answer.headers.get("retry-after"), "a 503 says when to come again"
+        return None
+    assert answer.status_code == 202, answer.text
+    id_: str = answer.json()["id"]
+    asked.answers.append(id_)
+    return id_
+
+
+async def ask_until_answered(client: httpx.AsyncClient, asked: Asked, patience: float = 60.0) -> str:
+    """Repeat the request, under its key, until it is accepted."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if (id_ := await ask(client, asked)) is not None:
+            return id_
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{asked.mark} was not accepted within {patience} s")
+
+
+class Crowd:
+    """Players who ask at random moments; some give up when they hear nothing, some say everything twice."""
+
+    def __init__(self, system: System, jobs: int, users: int, dice: random.Random, pause: float) -> None:
+        self.system, self.dice, self.pause = system, dice, pause
+        self.asked = [request(f"user-{nth % users}", priority=dice.randint(1, 10)) for nth in range(jobs)]
+
+    async def play(self) -> None:
+        """Ask for everything, each player one thing after the other."""
+        by_user: dict[str, list[Asked]] = {}
+        for asked in self.asked:
+            by_user.setdefault(asked.user, []).append(asked)
+        async with asyncio.TaskGroup() as group:
+            for requests in by_user.values():
+                group.create_task(self._player(requests, random.Random(self.dice.random())))
+
+    async def _player(self, requests: Sequence[Asked], dice: random.Random) -> None:
+        async with self.system.client(api=dice.choice(self.system.apis)) as client:
+            for asked in requests:
+                await asyncio.sleep(dice.uniform(0, 2 * self.pause))
+                if dice.random() < 0.25:
+                    await ask(client, asked)
+                    continue
+                id_ = await ask_until_answered(client, asked)
+                if dice.random() < 0.25:
+                    again = await ask(client, asked)
+                    assert again in (None, id_)

@@ -1,0 +1,264 @@
+"""A whole forge out of real processes, one for each role, each of which may be killed and started again.
+
+What ends on its own is started again, as a supervisor would, and noted in `deaths`. What a test killed stays
+down until the test starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
+from waiting import wait_until
+
+API = "/api/v1/comfyui"
+SCAN_SECONDS = "1"
+
+
+class Command:
+    """A command of forge as a process with a log of its own."""
+
+    def __init__(self, words: list[str], log: Path, environ: Mapping[str, str]) -> None:
+        self.words, self.log, self.environ = words, log, environ
+        self.process: OwnedProcess | None = None
+
+    def launch(self) -> OwnedProcess:
+        self.process = OwnedProcess(
+            [sys.executable, "-P", "-m", "forge", *self.words],
+            log=self.log,
+            cwd=self.log.parent,
+            env=self.environ,
+        )
+        return self.process
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+
+
+class System:
+    """NATS, Postgres, simulators, APIs and a worker for each role; use :func:`running`.
+
+    Members are named `nats`, `postgres`, `sim`, `sim2`, `api`, `api2`, `generation`, `generation2`,
+    `dispatcher`, `projector` and `housekeeping`.
+    """
+
+    def __init__(self, root: Path, *, render_ms: str, **more: str) -> None:
+        self.root, self.data_dir, self.render_ms = root, root / "data", render_ms
+        for folder in (root, self.data_dir, root / "log"):
+            folder.mkdir(mode=0o755, exist_ok=True)
+        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log")
+        self.postgres = EmbeddedPostgres(root / "postgres", log=root / "log" / "postgres.log")
+        self.members: dict[str, EmbeddedNats | EmbeddedPostgres | Command] = {}
+        self.down: set[str] = set()
+        self.deaths: list[str] = []
+        self.ports: dict[str, int] = {}
+        self._more = more
+
+    # ------------------------------------------------------------- addresses
+
+    @property
+    def postgres_dsn(self) -> str:
+        return self.postgres.dsn()
+
+    @property
+    def assets_dir(self) -> Path:
+        return self.data_dir / "assets"
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def record_of(self, name: str) -> Path:
+        """What a simulator writes down about itself."""
+        return self.root / f"{name}.jsonl"
+
+    @property
+    def simulators(self) -> list[str]:
+        return [name for name in self.ports if name.startswith("sim")]
+
+    @property
+    def apis(self) -> list[str]:
+        return [name for name in self.ports if name.startswith("api")]
+
+    def client(self, user: str | None = None, api: str = "api") -> httpx.AsyncClient:
+        """A client that speaks for a user; paths are relative to the API's root."""
+        headers = {"X-Forge-User": user} if user else {}
+        return httpx.AsyncClient(base_url=self.url(api) + API, headers=headers, timeout=10.0)
+
+    async def order(self, name: str, path: str, body: Any) -> None:
+        """Tell a simulator something under `/simulator/`."""
+        async with httpx.AsyncClient(timeout=10.0) as client:
+            answer = await client.post(f"{self.url(name)}/simulator/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+
+    async def faults(self, name: str = "sim", **faults: Any) -> None:
+        await self.order(name, "faults", faults)
+
+    # --------------------------------------------------------------- members
+
+    def start(self, *names: str) -> None:
+        """Launch members, new ones or killed ones, without waiting for them."""
+        for name in names:
+            if name not in self.members:
+                self.members[name] = self._made(name)
+            self.members[name].launch()
+            self.down.discard(name)
+
+    def kill(self, name: str) -> None:
+        """End one as `kill -9` does; it stays down."""
+        self.down.add(name)
+        self.members[name].kill()
+
+    def freeze(self, name: str) -> None:
+        self.process(name).send(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self.process(name).send(signal.SIGCONT)
+
+    def terminate(self, name: str) -> None:
+        """Ask one to end; it stays down."""
+        self.down.add(name)
+        self.process(name).send(signal.SIGTERM)
+
+    def process(self, name: str) -> OwnedProcess:
+        process = self.members[name].process
+        assert process is not None
+        return process
+
+    async def ready(self) -> None:
+        """Wait until every simulator and API serves."""
+        async with httpx.AsyncClient(timeout=5.0) as client:
+            for name in (*self.simulators, *self.apis):
+                path = "/readyz" if name.startswith("api") else "/system_stats"
+
+                async def serves(url: str = self.url(name) + path) -> bool:
+                    with contextlib.suppress(httpx.TransportError):
+                        return (await client.get(url)).status_code == 200
+                    return False
+
+                await wait_until(serves, 40, f"{name} serves; logs are in {self.root / 'log'}", 0.1)
+
+    def _made(self, name: str) -> EmbeddedNats | EmbeddedPostgres | Command:
+        if name == "nats":
+            return self.nats
+        if name == "postgres":
+            return self.postgres
+        kind = name.rstrip("0123456789")
+        if kind in ("api", "sim"):
+            self.ports.setdefault(name, _free_port())
+        words = {
+            "sim": [
+                "sim",
+                "--port",
+                str(self.ports.get(name)),
+                "--output-dir",
+                str(self.root / f"{name}-files"),
+            ],
+            "api": ["api", "--open-to-loopback"],
+            "housekeeping": ["worker", "--roles", "cleanup,scheduler"],
+        }.get(kind, ["worker", "--roles", kind])
+        if kind == "sim":
+            words += ["--render-ms", self.render_ms, "--record", str(self.record_of(name))]
+        return Command(words, self.root / "log" / f"{name}.log", self._environ(name))
+
+    def _environ(self, name: str) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORGE_")}
+        return {
+            **inherited,
+            "FORGE_NATS_URL": self.nats.url,
+            "FORGE_POSTGRES_DSN": self.postgres_dsn,
+            "FORGE_COMFYUI_URLS": ",".join(self.url(simulator) for simulator in self.simulators),
+            "FORGE_DATA_DIR": str(self.data_dir),
+            "FORGE_PORT": str(self.ports.get(name, 0)),
+            "FORGE_RATE_PER_HOUR": "1000000",
+            "FORGE_SCAN_SECONDS": SCAN_SECONDS,
+            "PYTHONUNBUFFERED": "1",
+            **self._more,
+        }
+
+    # ----------------------------------------------------------- supervision
+
+    async def supervise(self) -> None:
+        """Start again what ends on its own, for ever."""
+        while True:
+            for name, member in self.members.items():
+                process = member.process
+                if name not in self.down and process is not None and not process.running:
+                    self.deaths.append(f"{name} ended with status {process.exit_status}")
+                    member.stop()  # gives back what it held
+                    member.launch()
+            await asyncio.sleep(0.2)
+
+    def stop(self) -> None:
+        """End everything, clients before servers."""
+        commands = [member for member in self.members.values() if isinstance(member, Command)]
+        for command in commands:
+            if command.process is not None:
+                command.process.send(signal.SIGCONT)
+                command.process.send(signal.SIGTERM)
+        for member in (*commands, self.postgres, self.nats):
+            member.stop()
+
+
+WORKERS = ("generation", "dispatcher", "projector", "housekeeping")
+
+
+@contextlib.asynccontextmanager
+async def running(
+    root: Path,
+    *,
+    render_ms: str = "50-300",
+    simulators: int = 1,
+    apis: int = 1,
+    workers: tuple[str, ...] = WORKERS,
+    **more: str,
+) -> AsyncIterator[System]:
+    """A system that serves; `more` are further variables. `workers` may leave some for the test to start."""
+    system = System(root, render_ms=render_ms, **more)
+    system.start("nats", "postgres")
+    began = time.monotonic()
+    watch = None
+    try:
+        system.nats.wait_ready()
+        system.postgres.wait_ready()
+        system.start(*_numbered("sim", simulators))
+        system.start(*_numbered("api", apis), *workers)
+        watch = asyncio.create_task(system.supervise(), name="supervision")
+        await system.ready()
+        say(f"the system serves after {time.monotonic() - began:.1f} s; logs are in {root / 'log'}")
+        yield system
+    finally:
+        if watch is not None:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        system.stop()
+
+
+def say(line: str) -> None:
+    """Into what pytest shows of a failed test."""
+    print(line)  # noqa: T201
+
+
+def _numbered(kind: str, count: int) -> list[str]:
+    return [kind if nth == 1 else f"{kind}{nth}" for nth in range(1, count + 1)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
