@@ -26,7 +26,9 @@ async def test_a_success_is_kept_as_recorded(server: Server, space: str) -> None
 
 async def test_a_failure_keeps_what_was_finished_before_it(server: Server, space: str) -> None:
     graph = flat(f"{space}/good")
-    graph["3"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "../../evil"}}
+    # ComfyUI runs equally ready outputs in no order at all (those of a set of strings): let one wait
+    graph["4"] = {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}}
+    graph["3"] = {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "../../evil"}}
     entry = await server.run(graph)
     last, data = entry["status"]["messages"][-1]
     assert (entry["status"]["status_str"], entry["status"]["completed"]) == ("error", False)
