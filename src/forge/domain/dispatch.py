@@ -7,9 +7,10 @@ The order
     chooses the same job, whatever its clock says.
 
 The bound
-    A job of priority *p*, with *a* jobs of its own user before it and *u* users waiting, starts within
-    ``(p - 1) * AGEING + (a + 1) * u`` starts: see :func:`bound`. A user who comes later enters the ring
-    behind those who wait, so a stream of new users starves nobody.
+    A job of priority *p*, with *a* jobs of its own user before it and at most *u* users waiting at any time,
+    starts within ``(p - 1) * AGEING + (a + 1) * u`` starts, and those of the orders that are out already:
+    see :func:`bound`. A user who comes later enters the ring behind those who wait, so a stream of new users
+    starves nobody.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ class Choice(msgspec.Struct, frozen=True):
     reason: str
 
 
-def bound(priority: int, own_ahead: int, users: int) -> int:
-    """Starts after which a waiting job has started at the latest."""
-    return (priority - 1) * AGEING + (own_ahead + 1) * users
+def bound(priority: int, own_ahead: int, users: int, places: int) -> int:
+    """Starts after which a waiting job has started at the latest, itself included.
+
+    ``places`` orders may be out; it holds as long as they start in the order they were given.
+    """
+    return (priority - 1) * AGEING + (own_ahead + 1) * users + places - 1
 
 
 class Line:
@@ -72,6 +76,7 @@ class Line:
     def apply(self, record: Recorded) -> None:
         """Take in one event of the log; an admission that was seen before changes nothing."""
         event, at = record.event, record.meta.at
+        self.release(at)  # by the log's clock, so that a replay lets a job join where the first reading did
         if isinstance(event, JobSubmitted | JobRetried):
             if record.seq <= self.admission_seq.get(event.user_id, 0):
                 return
@@ -88,7 +93,8 @@ class Line:
             self._leave(before)
         if isinstance(record.event, JobStarted):
             self.starts += 1
-            self._turn[job.user_id] = self.starts
+            if job.user_id in self._lanes:
+                self._turn[job.user_id] = self.starts
         if not job.status.over:
             self.jobs[job.id] = job
         if job.status is Status.PENDING:
@@ -120,7 +126,7 @@ class Line:
         if not lane:
             del lanes[job.priority]
         if not lanes:
-            self._lanes.pop(job.user_id, None)
+            del self._lanes[job.user_id], self._turn[job.user_id]
 
     # --------------------------------------------------------------- choosing
 
@@ -153,13 +159,27 @@ class Line:
         return Choice(self.jobs[head.job_id], self._reason(head, level, turn))
 
     def order(self) -> list[UUID]:
-        """All jobs in the line, next first, if nothing else came."""
-        ranked = []
+        """All jobs in the line, next first, if nothing else came and nobody aged."""
+        levels: dict[int, dict[str, list[Waiting]]] = {}
         for lanes in self._lanes.values():
-            mine = sorted((w for lane in lanes.values() for w in lane), key=lambda w: (self._level(w), w.seq))
-            turn = self._turn[mine[0].user_id]
-            ranked += [(self._level(w), nth, turn, w.seq, w.job_id) for nth, w in enumerate(mine)]
-        return [job_id for *_, job_id in sorted(ranked)]
+            for lane in lanes.values():
+                for w in lane:
+                    levels.setdefault(self._level(w), {}).setdefault(w.user_id, []).append(w)
+        turns, found = dict(self._turn), list[UUID]()
+        for _, users in sorted(levels.items()):
+            for mine in users.values():
+                mine.sort(key=lambda w: w.seq, reverse=True)
+            ring = [(turns[user], mine[-1].seq, user) for user, mine in users.items()]
+            heapq.heapify(ring)
+            while ring:
+                _, _, user = ring[0]
+                found.append(users[user].pop().job_id)
+                turns[user] = self.starts + len(found)
+                if users[user]:
+                    heapq.heapreplace(ring, (turns[user], users[user][-1].seq, user))
+                else:
+                    heapq.heappop(ring)
+        return found
 
     def running(self) -> Iterator[Job]:
         return (job for job in self.jobs.values() if job.status is Status.RUNNING)
