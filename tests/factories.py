@@ -1,0 +1,188 @@
+"""Events and logs for tests: every field has a value, a test names only what it is about."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from forge.commands import JobRequest
+from forge.domain.ids import asset_id
+from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.catalogue import Event
+from forge.events.envelope import Meta, Recorded, event_id
+from forge.events.jobs import (
+    JobAdopted,
+    JobAttemptFailed,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobRetried,
+    JobStarted,
+    JobSubmitted,
+    Produced,
+)
+from forge.events.system import MetricSampled
+from forge.topology import subject
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+JOB = UUID("0199c0de-0000-7000-8000-000000000001")
+
+
+def job_id(number: int) -> UUID:
+    """The id of the test's ``number``-th job."""
+    return UUID(int=JOB.int + number - 1)
+
+
+def after(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+# -------------------------------------------------------------------- jobs
+
+
+def submitted(job: UUID = JOB, user: str = "mei", priority: int = 5, **fields: Any) -> JobSubmitted:
+    given: dict[str, Any] = {
+        "job_type": "npc_bust",
+        "asset_type": "npc_bust",
+        "params": {"prompt": "a crane above the clouds", "seed": 7},
+        "workflow_version": "v1",
+        "fingerprint": "0" * 64,
+    }
+    return JobSubmitted(job_id=job, user_id=user, priority=priority, **given | fields)
+
+
+def retried(job: UUID = JOB, user: str = "mei", **fields: Any) -> JobRetried:
+    given = {"job_type": "npc_bust", "priority": 5, "submitted_seq": 1, "attempt": 3, "max_attempts": 6}
+    return JobRetried(job_id=job, user_id=user, **given | fields)
+
+
+def started(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobStarted:
+    given = {
+        "job_type": "npc_bust",
+        "worker": "worker-a",
+        "backend": "http://comfy",
+        "reason": "its turn",
+        "submitted_seq": 1,
+    }
+    return JobStarted(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def adopted(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobAdopted:
+    given = {"adoption": 1, "worker": "worker-b"}
+    return JobAdopted(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def attempt_failed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobAttemptFailed:
+    given = {"code": "prompt_failed", "message": "out of memory", "retry_at": after(2)}
+    return JobAttemptFailed(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def completed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobCompleted:
+    given = {"job_type": "npc_bust", "assets": [produced()], "waited_ms": 0, "run_ms": 0}
+    return JobCompleted(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def failed(job: UUID = JOB, user: str = "mei", attempt: int = 3, **fields: Any) -> JobFailed:
+    given = {"job_type": "npc_bust", "code": "prompt_failed", "message": "out of memory"}
+    return JobFailed(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def cancelled(job: UUID = JOB, user: str = "mei", attempt: int = 0, **fields: Any) -> JobCancelled:
+    given = {"job_type": "npc_bust", "submitted_seq": 1}
+    return JobCancelled(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def request(**fields: Any) -> JobRequest:
+    """A checked request, as the API hands it to admission."""
+    given: dict[str, Any] = {
+        "job_type": "npc_bust",
+        "asset_type": "npc_bust",
+        "params": {"prompt": "a crane", "seed": 7},
+        "workflow_version": "v1",
+        "fingerprint": "0" * 64,
+    }
+    return JobRequest(**given | fields)
+
+
+# ------------------------------------------------------------------ assets
+
+HASH = "ab" * 32
+
+
+def produced(content_hash: str = HASH) -> Produced:
+    return Produced(
+        asset_id=asset_id(content_hash),
+        asset_type="npc_bust",
+        content_hash=content_hash,
+        format="png",
+        size_bytes=1200,
+    )
+
+
+def stored(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetStored:
+    given: dict[str, Any] = {
+        "asset_type": "npc_bust",
+        "pixel_hash": "cd" * 32,
+        "format": "png",
+        "file_path": f"{content_hash[:2]}/{content_hash[2:4]}/{content_hash}.png",
+        "file_size_bytes": 1200,
+        "width": 512,
+        "height": 768,
+        "dominant_color": "#336699",
+        "position": 0,
+        "generation_params": {"prompt": "a crane", "seed": 7},
+        "created_at": NOW,
+        "expires_at": after(3600),
+    }
+    return AssetStored(
+        asset_id=asset_id(content_hash), job_id=job, user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def ready(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetReady:
+    id_ = asset_id(content_hash)
+    given: dict[str, Any] = {
+        "asset_type": "npc_bust",
+        "format": "png",
+        "width": 512,
+        "height": 768,
+        "file_size_bytes": 1200,
+        "url": f"/api/v1/comfyui/assets/{id_}/file",
+    }
+    return AssetReady(asset_id=id_, job_id=job, user_id=user, content_hash=content_hash, **given | fields)
+
+
+def deleted(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetDeleted:
+    given: dict[str, Any] = {"asset_type": "npc_bust", "format": "png", "reason": "asked"}
+    return AssetDeleted(
+        asset_id=asset_id(content_hash), job_id=job, user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def sampled(**fields: Any) -> MetricSampled:
+    given: dict[str, Any] = {"metric_type": "disk_usage", "value": 4096, "unit": "bytes", "details": {}}
+    return MetricSampled(**given | fields)
+
+
+# --------------------------------------------------------------------- log
+
+
+def meta(command: str = "a command", position: int = 0, at: datetime = NOW, actor: str = "test") -> Meta:
+    return Meta(id=event_id(command, position), at=at, actor=actor, correlation=str(JOB), causation=command)
+
+
+class Log:
+    """A log in memory: gives events their sequence, and a second each."""
+
+    def __init__(self) -> None:
+        self.records: list[Recorded] = []
+        self._seqs = count(1)
+
+    def add(self, event: Event, at: datetime | None = None) -> Recorded:
+        seq = next(self._seqs)
+        when = at or after(seq)
+        record = Recorded(seq, subject(event), meta(f"event {seq}", at=when), event)
+        self.records.append(record)
+        return record
