@@ -28,6 +28,7 @@ _REFUSED_CATEGORIES = {
     "Co": "a private-use character",
     "Cn": "an unassigned character",
 }
+_PLAIN = re.compile(r"[\t\n -~]*")  # most text is, and a look at each character costs a request its time
 _BARE_PARENTHESIS = re.compile(r"(?<!\\)([()])")
 
 # Matched on a folded copy, so that full-width and invisible variants count as what they look like.
@@ -78,7 +79,9 @@ def plain(text: str, *, max_length: int, field: str) -> str:
         Invalid: for a character no text may hold, or for more than `max_length` of them.
     """
     _raise(field, list(_unreadable(text, max_length)))
-    text = unicodedata.normalize("NFC", text.translate(_DROPPED)).strip()
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text.translate(_DROPPED))
+    text = text.strip()
     _raise(field, [f"must have at most {max_length} characters"] if len(text) > max_length else [])
     return text
 
@@ -91,6 +94,8 @@ def _raise(field: str, problems: list[str]) -> None:
 def _unreadable(text: str, max_length: int) -> Iterator[str]:
     if len(text) > max_length * _RAW_FACTOR:
         yield f"must have at most {max_length} characters"
+        return
+    if _PLAIN.fullmatch(text):
         return
     for at, char in enumerate(text):
         reason = _refusal(char)
@@ -131,13 +136,15 @@ def _without_listed(text: str, embeddings: frozenset[str], allow_weights: bool) 
 
 
 def _folded(text: str) -> str:
+    if text.isascii():
+        return text.lower()
     visible = (char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
     return "".join(visible).casefold()
 
 
 def _longest_combining_run(text: str) -> int:
     longest = run = 0
-    for char in text:
+    for char in "" if text.isascii() else text:
         category = unicodedata.category(char)
         if category.startswith("M"):
             run += 1
