@@ -5,11 +5,10 @@ An asset is a picture's content: equal pictures are one asset, referred to by ev
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from forge.events.catalogue import Event, event
+from forge.events.catalogue import Event, Moment, event
 
 
 @event("asset.stored")
@@ -30,8 +29,8 @@ class AssetStored(Event, frozen=True, kw_only=True):
     dominant_color: str
     position: int
     generation_params: dict[str, Any]
-    created_at: datetime
-    expires_at: datetime | None = None
+    created_at: Moment
+    expires_at: Moment | None = None
     session_id: str | None = None
     character_id: str | None = None
     category: str | None = None

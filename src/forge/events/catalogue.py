@@ -7,12 +7,16 @@ function to :mod:`forge.events.upcasters`; code knows only the newest shape.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
 from forge.errors import LogUnreadable
 from forge.events.upcasters import UPCASTERS
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time with its offset: one without could not be compared with any other."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -93,8 +97,13 @@ def split(type_name: str) -> tuple[str, int]:
 
 def _lift(type_: str, version: int, newest: int, data: dict[str, Any]) -> dict[str, Any]:
     for step in range(version, newest):
+        upcaster = UPCASTERS.get((type_, step))
+        if upcaster is None:
+            raise LogUnreadable(f"no upcaster lifts {type_} from version {step} to {step + 1}")
         try:
-            data = UPCASTERS[type_, step](data)
-        except KeyError:
-            raise LogUnreadable(f"no upcaster lifts {type_} from version {step} to {step + 1}") from None
+            data = upcaster(data)
+        except Exception as error:
+            raise LogUnreadable(
+                f"forge.{type_}.v{version}: {error!r} while lifting it from version {step} to {step + 1}"
+            ) from error
     return data

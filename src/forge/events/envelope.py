@@ -79,7 +79,7 @@ def open_envelope(seq: int, subject: str, given: Mapping[str, str] | None, body:
     try:
         meta = Meta(
             id=UUID(given["ce-id"]),
-            at=datetime.fromisoformat(given["ce-time"]),
+            at=_moment(given["ce-time"]),
             actor=given.get("ce-actor", ""),
             correlation=given.get("ce-correlationid", ""),
             causation=given.get("ce-causationid", ""),
@@ -90,3 +90,10 @@ def open_envelope(seq: int, subject: str, given: Mapping[str, str] | None, body:
         raise LogUnreadable(f"message {seq} on {subject} has no header {missing}") from None
     except (ValueError, LogUnreadable) as error:
         raise LogUnreadable(f"message {seq} on {subject}: {error}") from error
+
+
+def _moment(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"ce-time {text!r} has no offset")
+    return at

@@ -6,13 +6,12 @@ failed or cancelled. Every attempt has a number that is never used twice: result
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from forge.events.catalogue import Event, event
+from forge.events.catalogue import Event, Moment, event
 
 
 class Produced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +94,7 @@ class JobAttemptFailed(Event, frozen=True, kw_only=True):
     attempt: int
     code: str
     message: str
-    retry_at: datetime
+    retry_at: Moment
 
 
 @event("job.completed")
