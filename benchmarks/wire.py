@@ -1,0 +1,65 @@
+"""An HTTP/1.1 client that costs next to nothing: one keep-alive connection, one request at a time.
+
+httpx takes 0.8 ms of CPU a request and aiohttp 0.2 ms; on a machine that also runs the server, that would be
+measured too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+
+
+class Connection(asyncio.Protocol):
+    """Use :func:`connect`, then :meth:`ask` again and again."""
+
+    def __init__(self) -> None:
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._body: list[bytes] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error or ConnectionError("the server hung up"))
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), b"".join(self._body)))
+        self._body = []
+        self._parser = httptools.HttpResponseParser(self)
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Send one whole request; its status and body."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+async def connect(url: str) -> Connection:
+    parts = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, parts.hostname or "", parts.port or 80)
+    return connection
+
+
+def post(url: str, path: str, body: bytes, user: str) -> bytes:
+    """A whole POST of JSON in a user's name."""
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: application/json\r\n"
+        f"X-Forge-User: {user}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
