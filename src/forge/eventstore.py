@@ -99,10 +99,11 @@ class EventStore:
             except BrokerRefused as refused:
                 if refused.err_code not in (*_WRONG_LAST, _DUPLICATE):
                     raise
-                found = await self._mine(drafts[0], subjects[0])
-                if found is None:
+                # a batch stands side by side, and its last event is the newest of its subject
+                last = await self._mine(drafts[-1], subjects[-1])
+                if last is None:
                     raise Conflict(refused.detail) from refused
-                first = found
+                first = last - len(drafts) + 1
             return [
                 Recorded(first + nth, where, draft.meta, draft.event)
                 for nth, (where, draft) in enumerate(zip(subjects, drafts, strict=True))
