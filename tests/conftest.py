@@ -10,8 +10,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from nats.aio.client import Client
 
+from forge import topology
+from forge.broker import connect
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
+from forge.eventstore import EventStore
 from forge.settings import Settings
 
 TEMPLATE = "forge_template"
@@ -75,6 +79,21 @@ def nats_server(open_directory: Path) -> Iterator[EmbeddedNats]:
     yield server
     server.stop()
     shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture
+async def nats_client(nats_server: EmbeddedNats) -> AsyncIterator[Client]:
+    """A connection to the test's nats-server, where streams and consumers are set up."""
+    nc = await connect(nats_server.url, "test")
+    await topology.apply(nc)
+    yield nc
+    await nc.close()
+
+
+@pytest.fixture
+def events(nats_client: Client) -> EventStore:
+    """The test's log."""
+    return EventStore(nats_client)
 
 
 @pytest.fixture
