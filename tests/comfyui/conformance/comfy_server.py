@@ -111,8 +111,9 @@ class Listener:
 class Server:
     """One server under test, simulated or real."""
 
-    def __init__(self, session: aiohttp.ClientSession, version: str, *, simulated: bool) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, version: str, *, simulated: bool) -> None:
         self.session = session
+        self.url = url
         self.version = version
         self.simulated = simulated
 
@@ -166,10 +167,10 @@ class Server:
     @asynccontextmanager
     async def busy(self, **fields: Any) -> AsyncIterator[str]:
         """Keep the worker occupied by one slow prompt, and interrupt it at the end."""
-        await self._render(HOUR_MS)
+        await self.render(HOUR_MS)
         blocker = await self.submit(slow(), **fields)
         await wait_until(lambda: self._is_running(blocker), PATIENCE, "the slow prompt runs")
-        await self._render(0)
+        await self.render(0)
         try:
             yield blocker
         finally:
@@ -183,7 +184,8 @@ class Server:
         await wait_until(self._is_idle, PATIENCE, "the server is idle")
         await self.ask("POST", "/history", json={"clear": True})
 
-    async def _render(self, milliseconds: int) -> None:
+    async def render(self, milliseconds: int) -> None:
+        """Let a simulator take so long for a prompt from now on; a real server takes what it takes."""
         if self.simulated:
             await self.ask("POST", "/simulator/render", json={"least_ms": milliseconds})
 

@@ -1,7 +1,11 @@
-"""The servers the suite runs on: the simulator as two versions, and a real ComfyUI where a URL is given.
+"""The servers protocol and client are proved on: the simulator as two versions, and a real one if there is.
 
-FORGE_TEST_COMFYUI_URL=http://host:8188 adds the real one. It needs no model. The suite clears its queue and
-history, interrupts what runs and leaves small files behind: give it a server nobody else uses.
+FORGE_TEST_COMFYUI_URL=http://host:8188 adds the real ComfyUI. It needs no model. The tests clear its queue
+and history, interrupt what runs and leave small files behind: give it a server nobody else uses. With these,
+more is tried on it:
+
+FORGE_TEST_COMFYUI_RESTART: a shell command that kills it the hard way and starts it again.
+FORGE_TEST_COMFYUI_CHECKPOINT: the name of an SD1.5-type checkpoint it has; random weights will do.
 """
 
 from __future__ import annotations
@@ -26,13 +30,13 @@ async def running_server(request: pytest.FixtureRequest) -> AsyncIterator[Server
         async with aiohttp.ClientSession(REAL_URL) as session:
             async with session.get("/system_stats") as answer:
                 version = (await answer.json())["system"]["comfyui_version"]
-            yield Server(session, version, simulated=False)
+            yield Server(session, REAL_URL, version, simulated=False)
         return
     async with (
         Simulator(SimulatorOptions(version=request.param)) as simulator,
         aiohttp.ClientSession(simulator.url) as session,
     ):
-        yield Server(session, request.param, simulated=True)
+        yield Server(session, simulator.url, request.param, simulated=True)
 
 
 @pytest.fixture
