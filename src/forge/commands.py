@@ -147,7 +147,8 @@ class Admissions:
 
     async def _in_turn(self, user: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """One decision of a user at a time in this process: conflicts then come from other processes only."""
-        await _within(self.caught_up.wait(), "forge is still reading its log")
+        if not self.caught_up.is_set():
+            await _within(self.caught_up.wait(), "forge is still reading its log")
         async with self._turns[hash(user) % _TURNS]:
             for _ in range(_TRIES):
                 seen = self.line.admission_seq.get(user, 0)

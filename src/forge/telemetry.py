@@ -19,7 +19,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,9 +65,22 @@ def traceparent() -> str:
     return carrier.get("traceparent", "")
 
 
+def span(
+    name: str, parent: str = "", attributes: Mapping[str, Any] | None = None
+) -> AbstractContextManager[None]:
+    """Time a piece of work as part of the trace that ``parent`` (a traceparent) belongs to.
+
+    Without a collector a trace that somebody else began is still handed on; nothing else is worth its time.
+    """
+    return _span(name, parent, attributes) if parent or _collecting() else nullcontext()
+
+
+def _collecting() -> bool:
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 @contextmanager
-def span(name: str, parent: str = "", attributes: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Time a piece of work as part of the trace that ``parent`` (a traceparent) belongs to."""
+def _span(name: str, parent: str, attributes: Mapping[str, Any] | None) -> Iterator[None]:
     context = _propagator.extract({"traceparent": parent}) if parent else None
     with _tracer.start_as_current_span(name, context=context, attributes=dict(attributes or {})):
         yield

@@ -10,7 +10,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
 from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
-from forge.api.auth import Door, guard
+from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.parts import Parts
 from forge.api.sockets import events
@@ -24,7 +24,7 @@ def create_app(parts: Parts) -> Litestar:
     behind_the_door = Router(
         ROOT,
         route_handlers=[jobs.router, assets.router, operations.router],
-        guards=[guard],
+        before_request=admit,
     )
     return Litestar(
         route_handlers=[

@@ -6,12 +6,13 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from litestar import Request
 from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
 
 from forge.api import edge
 from forge.errors import Forbidden, Unauthenticated
@@ -79,9 +80,13 @@ class Door:
         return found[0].role, found[0].user
 
 
-def guard(connection: Connection, _: BaseRouteHandler) -> None:
-    """Litestar's hook before every route behind the door: leaves the caller in the scope."""
-    connection.scope["user"] = connection.scope["litestar_app"].state.door.caller(connection)
+async def admit(request: Request[Any, Any, Any]) -> None:
+    """Litestar's hook before every route behind the door: leaves the caller in the scope.
+
+    Not a guard, for which Litestar copies the route's handler each time; and async, because it would send a
+    plain function to a thread.
+    """
+    request.scope["user"] = request.scope["litestar_app"].state.door.caller(request)
 
 
 def caller_of(connection: Connection) -> Caller:
@@ -107,6 +112,7 @@ def _is_this_machine(connection: Connection) -> bool:
     return _is_loopback(_hostname(origin))
 
 
+@lru_cache(1024)
 def _hostname(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
@@ -114,6 +120,7 @@ def _hostname(url: str) -> str:
         return ""
 
 
+@lru_cache(1024)
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True

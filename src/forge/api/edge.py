@@ -20,6 +20,7 @@ MAX_SEQ = 2**63 - 1
 
 T = TypeVar("T")
 
+_PLAIN = re.compile(r"[ -~]*")
 _AT = re.compile(r" - at `\$?\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object (?:contains unknown|missing required) field `(.*?)`")
 
@@ -68,7 +69,7 @@ def name(field: str, text: str | None, longest: int = MAX_ID) -> str | None:
         return None
     if not 1 <= len(text) <= longest:
         raise invalid(field, f"must have 1 to {longest} characters")
-    if any(unicodedata.category(char)[0] == "C" for char in text):
+    if not _PLAIN.fullmatch(text) and any(unicodedata.category(char)[0] == "C" for char in text):
         raise invalid(field, "must not hold control or unassigned characters")
     return text
 

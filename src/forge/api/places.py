@@ -11,14 +11,14 @@ from forge.domain.jobs import Status
 
 _EXACT = 100
 _STALE_SECONDS = 0.5
-_REST = 20
+_REST = 50
 
 
 class Places:
     """Positions in the line, 1 for the next job.
 
     Exact while few wait. Counting a long line takes milliseconds, so it is counted again only after it has
-    rested twenty times as long as the count took.
+    rested fifty times as long as the count took.
     """
 
     def __init__(self, line: Line) -> None:
@@ -40,8 +40,8 @@ class Places:
     def _count_if_due(self) -> None:
         line, now = self._line, time.monotonic()
         age = now - self._made
-        changed = line.version != self._version and (line.pending <= _EXACT or age > _REST * self._cost)
-        if changed or age > max(_STALE_SECONDS, _REST * self._cost):
+        exact = line.pending <= _EXACT and line.version != self._version
+        if exact or age > max(_STALE_SECONDS, _REST * self._cost):
             line.release(datetime.now(UTC))
             self._places = {job_id: nth for nth, job_id in enumerate(line.order(), 1)}
             self._version, self._made = line.version, now
