@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,6 +30,9 @@ API = "/api/v1/comfyui"
 OVER = ("completed", "failed", "cancelled")
 PATIENCE = 600.0
 """Seconds without any job coming to its end: a real ComfyUI without a GPU takes minutes for one picture."""
+
+WIDTH_IN_FILES = 140
+"""Columns of what is written to a file or pipe, where nothing needs to be cut."""
 
 Report = Callable[[str], None]
 
@@ -103,7 +108,7 @@ def show(environ: Mapping[str, str], *, once: bool, report: Report) -> int:
         **environ,
     }  # who likes the demo may run it more than once an hour
     settings = load(environ)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
     if already := dev_record.running(settings.data_dir):
         console.print(f"a forge runs here already: {already.url}")
         return asyncio.run(_tour(already.url, settings.api_keys, console))
@@ -210,12 +215,12 @@ async def _check(client: httpx.AsyncClient, jobs: Mapping[str, Sample]) -> list[
         for made in job["assets"]:
             record = _good(await client.get(f"/assets/{made['id']}")).json()
             faults = [] if made["id"] in listed else ["not listed"]
-            faults += await _unreadable(client, record)
+            faults += await faults_of(client, record)
             checked.append(Asset(jobs[job["id"]], record, faults))
     return checked
 
 
-async def _unreadable(client: httpx.AsyncClient, record: Mapping[str, Any]) -> list[str]:
+async def faults_of(client: httpx.AsyncClient, record: Mapping[str, Any]) -> list[str]:
     """What is wrong with an asset's file and thumbnail."""
     faults = []
     file = await client.get(f"/assets/{record['id']}/file")
@@ -253,42 +258,25 @@ def _good(answer: httpx.Response) -> httpx.Response:
 
 
 def _tell(assets: list[Asset], jobs: int, earlier: set[str], url: str, console: Console) -> int:
-    table = Table(
-        "kind",
-        "variant",
-        "for",
-        "pixels",
-        "kB",
-        "look at it",
-        "",
-        title=f"{len(assets)} assets of {jobs} jobs",
-    )
+    table = Table("kind", "variant", "for", "pixels", "kB", "checked", box=SIMPLE_HEAD)
+    table.add_column("asset", no_wrap=True)
     for asset in assets:
         record = asset.record
         table.add_row(
             record["asset_type"],
             record["variant_key"] or "",
             asset.sample.user,
-            _pixels(record["dimensions"]),
+            record["dimensions"],
             str(record["file_size_bytes"] // 1000),
-            f"{url}{API}/assets/{record['id']}/file",
             "; ".join(asset.faults) or "ok",
+            f"[link={url}{API}/assets/{record['id']}/file]{record['id']}[/link]",
             style="red" if asset.faults else "",
         )
-    console.print(table, soft_wrap=not console.is_terminal)
-    console.print(
-        f"in all {len(earlier | {asset.record['id'] for asset in assets})} assets: {url}{API}/assets",
-        soft_wrap=True,
-    )
-    console.print(
-        f"web page: {url}/ · statistics: {url}{API}/stats · the API described: {url}/openapi.json",
-        soft_wrap=True,
-    )
-    return 1 if any(asset.faults for asset in assets) else 0
-
-
-def _pixels(dimensions: Any) -> str:
-    """`dimensions` is text, or width and height."""
-    if isinstance(dimensions, Mapping):
-        return f"{dimensions['width']}x{dimensions['height']}"
-    return "x".join(map(str, dimensions)) if isinstance(dimensions, list) else str(dimensions)
+    faulty = sum(bool(asset.faults) for asset in assets)
+    kept = len(earlier | {asset.record["id"] for asset in assets})
+    console.print(table)
+    console.print(f"{len(assets)} assets of {jobs} jobs, {faulty} with faults; {kept} in all", soft_wrap=True)
+    for what, where in (("one", "assets/ASSET/file"), ("all", "assets"), ("statistics", "stats")):
+        console.print(f"{what:>12}  {url}{API}/{where}", soft_wrap=True)
+    console.print(f"{'the API':>12}  {url}/openapi.json", soft_wrap=True)
+    return 1 if faulty else 0

@@ -147,6 +147,12 @@ def _sole_owner(data_dir: Path) -> Iterator[None]:
 
 async def _start(settings: Settings, environ: Mapping[str, str], children: Children) -> Dev:
     port = free_port(settings.host, settings.port)
+    if settings.workflows_dir or settings.models:
+        from forge.comfyui import workflows
+
+        workflows.load(
+            settings.workflows_dir, models=settings.models
+        )  # its author is told at once, not by a child that keeps dying
     settings = msgspec.structs.replace(settings, port=port)
     settings = await _start_servers(settings, environ, children)
     dev = Dev(f"http://{_in_url(settings.host)}:{port}", settings)
