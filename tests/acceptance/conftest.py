@@ -22,7 +22,7 @@ def _rooms(open_directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def module_root(_rooms: Path) -> Iterator[Path]:
     """A directory for a system that the tests of a module share."""
-    folder = _rooms / str(next(_numbers))
+    folder = _room(_rooms)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -30,6 +30,12 @@ def module_root(_rooms: Path) -> Iterator[Path]:
 @pytest.fixture
 def root(_rooms: Path) -> Iterator[Path]:
     """A directory for a system of the test's own."""
-    folder = _rooms / str(next(_numbers))
+    folder = _room(_rooms)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _room(rooms: Path) -> Path:
+    folder = rooms / str(next(_numbers))
+    folder.mkdir(mode=0o755)
+    return folder
