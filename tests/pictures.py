@@ -10,8 +10,13 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-PROFILE = struct.pack(">I32x4s", 200, b"acsp").ljust(200, b"\0")
-PROFILE = PROFILE[:16] + b"RGB " + PROFILE[20:]
+
+def profile(space: bytes) -> bytes:
+    """As much of an ICC profile as anybody looks at."""
+    return struct.pack(">I12x4s16x4s", 200, space, b"acsp").ljust(200, b"\0")
+
+
+PROFILE = profile(b"RGB ")
 
 
 def noise(width: int = 64, height: int = 64, seed: int = 1, mode: str = "RGB") -> Image.Image:
@@ -65,10 +70,15 @@ def _damaged(data: bytes, at: int) -> bytes:
     return data[:at] + bytes((data[at] ^ 0x10,)) + data[at + 1 :]
 
 
+def _without_extended_header(webp: bytes) -> bytes:
+    return webp[:4] + (len(webp) - 26).to_bytes(4, "little") + webp[8:12] + webp[30:]
+
+
 def hostile() -> dict[str, bytes]:
     """What must be refused, by what is wrong with it."""
     good, jpeg = encoded(noise()), encoded(noise(), "jpeg")
     webp = encoded(noise(), "webp", lossless=True)
+    clear = encoded(noise(mode="RGBA"), "webp", quality=50)
     frames = {"save_all": True, "append_images": [noise(seed=2)], "duration": 100}
     return {
         "nothing": b"",
@@ -85,6 +95,7 @@ def hostile() -> dict[str, bytes]:
         "png cut in its pixels": good[: len(good) // 2],
         "png with a wrong sum over its pixels": _damaged(good, 200),
         "png with a wrong sum over its header": _damaged(good, 19),
+        "png with a wrong sum over what is sound": _damaged(good, len(good) - 14),
         "png whose pixels are not deflate": png(1, 1, 8, 0, b"").replace(zlib.compress(b""), b"nonsense"),
         "png without pixels": good[:33] + good[-12:],
         "png without a header": good[:8] + good[33:],
@@ -112,5 +123,9 @@ def hostile() -> dict[str, bytes]:
         "webp cut": webp[: len(webp) // 2],
         "webp empty": b"RIFF\x04\0\0\0WEBP",
         "webp damaged": webp[:40] + bytes(len(webp) - 40),
+        "webp whose headers disagree": _damaged(clear, 24),
+        "webp of no width": _without_extended_header(clear).replace(
+            b"\x9d\x01\x2a\x40\0", b"\x9d\x01\x2a\0\0"
+        ),
         "animated webp": encoded(noise(), "webp", **frames),
     }

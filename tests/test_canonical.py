@@ -14,7 +14,7 @@ from PIL import Image
 
 from forge.canonical import canonical
 from forge.errors import PictureRefused
-from pictures import PROFILE, bomb, chunk, encoded, exif, noise, png, with_text
+from pictures import PROFILE, bomb, chunk, encoded, exif, hostile, noise, png, with_text
 
 SECRET = b"a secret description"
 HTML = b"<html><script>alert(1)</script></html>"
@@ -78,6 +78,12 @@ def test_any_bytes_end_in_a_refusal_at_worst(data: bytes, start: bytes) -> None:
         canonical(start + data)
 
 
+@pytest.mark.parametrize("data", hostile().values(), ids=hostile())
+def test_hostile_bytes_end_in_a_refusal_at_worst(data: bytes) -> None:
+    with contextlib.suppress(PictureRefused):
+        canonical(data)
+
+
 def test_comfyui_writing_another_graph_into_the_same_picture_changes_nothing() -> None:
     first, second = with_text(noise(), "a graph"), with_text(noise(), "another graph" * 500)
     assert first != second
@@ -119,7 +125,20 @@ def test_transparency_and_colour_space_stay_while_the_rest_goes() -> None:
     palette, clear = chunk(b"PLTE", bytes(range(6))), chunk(b"tRNS", b"\x10")
     gamma, physical = chunk(b"gAMA", b"\0\0\xb1\x8f"), chunk(b"pHYs", bytes(9))
     odd_gamma, private = chunk(b"gAMA", HTML), chunk(b"prVt", HTML)
-    noted = png(2, 1, 8, 3, b"\0\0\1", gamma, physical, odd_gamma, private, palette, clear, after=private)
+    noted = png(
+        2,
+        1,
+        8,
+        3,
+        b"\0\0\1",
+        gamma,
+        physical,
+        odd_gamma,
+        private,
+        palette,
+        clear,
+        after=private + physical + chunk(b"sRGB", b"\0"),
+    )
     assert canonical(noted).data == png(2, 1, 8, 3, b"\0\0\1", gamma, palette, clear)
 
 

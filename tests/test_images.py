@@ -20,7 +20,7 @@ from PIL import Image
 from forge import images
 from forge.errors import PictureRefused, StoreFailed
 from forge.images import Picture, Workshop
-from pictures import PROFILE, bomb, chunk, encoded, hostile, noise, png, with_text
+from pictures import PROFILE, bomb, chunk, encoded, hostile, noise, png, profile, with_text
 from waiting import wait_until
 
 HOSTILE = hostile()
@@ -84,6 +84,12 @@ async def test_what_is_not_a_sound_picture_is_refused_and_leaves_nothing(
     assert workshop.pids == before, "refusing must not cost the child"
 
 
+async def test_an_animation_is_refused_as_such(workshop: Workshop, folder: Path) -> None:
+    for what in ("animated png", "animated webp"):
+        with pytest.raises(PictureRefused, match="animated"):
+            await developed(workshop, HOSTILE[what], folder)
+
+
 async def test_a_polyglot_is_kept_without_its_other_half(workshop: Workshop, folder: Path) -> None:
     for fmt in ("png", "jpeg", "webp"):
         plain = encoded(noise(), fmt)
@@ -142,8 +148,9 @@ async def test_a_thumbnail_has_the_colour_space_of_its_picture(workshop: Worksho
     picture = await developed(workshop, encoded(noise(600, 20), icc_profile=PROFILE), folder)
     with Image.open(picture.thumbnails[256]) as thumbnail:
         assert thumbnail.info["icc_profile"] == PROFILE
-    grey = await developed(workshop, encoded(noise(600, 20, mode="L"), icc_profile=PROFILE), folder)
-    assert grey.width == 600
+    grey = await developed(workshop, encoded(noise(600, 20, mode="L"), icc_profile=profile(b"GRAY")), folder)
+    with Image.open(grey.thumbnails[256]) as thumbnail:
+        assert "icc_profile" not in thumbnail.info
 
 
 async def test_a_large_picture_fits(workshop: Workshop, folder: Path) -> None:
@@ -235,8 +242,10 @@ async def test_a_child_that_hangs_is_ended(
     (victim,) = workshop.pids
     monkeypatch.setattr(images, "_SECONDS_PER_PICTURE", 2.0)
     os.kill(victim, signal.SIGSTOP)
-    assert await developed(workshop, encoded(noise(seed=2)), folder)
-    assert not psutil.pid_exists(victim)
+    work = asyncio.ensure_future(developed(workshop, encoded(noise(seed=2)), folder))
+    await wait_until(lambda: not psutil.pid_exists(victim), what="the hanging child is ended")
+    monkeypatch.undo()
+    assert (await work).width == 64
 
 
 async def test_a_cancelled_order_leaves_nothing_and_answers_nobody_else(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -421,6 +422,43 @@ async def one(data):
     yield data
 asyncio.run(main())
 """
+
+
+SYNCED = """
+import asyncio, sys
+from pathlib import Path
+from forge.images import Workshop
+from forge.store import Store
+async def main():
+    store = Store(Path(sys.argv[1]))
+    async with Workshop() as workshop, store.workspace("job-1") as folder:
+        print(store.root / await store.keep(await workshop.develop(Path(sys.argv[2]), folder)))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="what is synced shows only in the system calls")
+def test_what_is_renamed_was_synced_and_its_folder_is_synced_after(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(encoded(noise()))
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-y", "-s", "300", "-o", trace, "-e", "trace=fsync,/^rename"]
+    done = subprocess.run(
+        [*strace, sys.executable, "-c", SYNCED, store.root, tmp_path / "source"],
+        capture_output=True,
+        text=True,
+    )
+    if "ptrace" in done.stderr:
+        pytest.skip("tracing is not allowed here")
+    final = Path(done.stdout.strip())
+    calls = trace.read_text().splitlines()
+    renames = [n for n, call in enumerate(calls) if "rename" in call and final.stem in call]
+    assert len(renames) == 3
+    assert str(final) in calls[renames[-1]], "the picture comes last"
+    for rename in renames:
+        source, target = re.findall(r'"(/[^"]+)"', calls[rename])
+        assert any(f"<{source}>" in call for call in calls[:rename] if "fsync" in call)
+        for folder in list(Path(target).parents)[:3]:
+            assert any(f"<{folder}>" in call for call in calls[rename:] if "fsync" in call), folder
 
 
 def test_a_kill_at_any_moment_leaves_whole_files_and_nothing_that_is_not_swept(store: Store) -> None:

@@ -71,8 +71,7 @@ class Store:
             if not self.marker_present():
                 if not create:
                     self._demand_marker()
-                with _locked(self.root):
-                    self._found()
+                self._found()
         self.sweep(stale_seconds)
 
     def marker_present(self) -> bool:
@@ -181,9 +180,8 @@ class Store:
         return swept
 
     def _found(self) -> None:
-        if self.marker_present():  # another process was faster
-            return
-        # Empty folders are what somebody left who was stopped right here, `lost+found` is a fresh volume's.
+        # Empty folders are what a process left that was stopped right here; `lost+found` is a fresh volume's.
+        # Another process may be founding it right now: each step allows for that.
         strangers = {entry.name for entry in self.root.iterdir()} - {*_FOLDERS, "lost+found"}
         if strangers or any(any((self.root / kind).glob("*")) for kind in ("assets", "thumbs")):
             self._demand_marker()
@@ -270,16 +268,6 @@ def _sync(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
     finally:
         os.close(descriptor)
 
