@@ -12,7 +12,11 @@ from forge.embedded.process import OwnedProcess, StopStep
 from forge.embedded.state import DirectoryLock, clear_leftovers
 from forge.errors import ServerFailed
 
-CONFIG = Path(__file__).resolve().parents[3] / "nats" / "nats-server.conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FILES = _PACKAGE / "files" if (_PACKAGE / "files").exists() else _PACKAGE.parents[1]
+
+CONFIG = _FILES / "nats" / "nats-server.conf"
+"""In the installed package, or in the checkout around it."""
 
 _STOP = (StopStep(signal.SIGTERM, 15.0), StopStep(signal.SIGKILL, 10.0))
 
