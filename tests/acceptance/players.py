@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from acceptance.checker import Asked
 from acceptance.system import System
 
 SCALE = float(os.environ.get("FORGE_TEST_SCALE", "1"))
-"""How many times as many jobs as usual."""
+"""How many times as many jobs and faults as usual."""
 
 _numbers = iter(range(10**9))
 
@@ -34,11 +36,16 @@ def request(user: str, *, job_type: str = "ui_icon", **more: Any) -> Asked:
     )
 
 
+PATIENCE = 10.0
+
+
 async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
     """Ask once; the job, or None when the answer does not say."""
     headers = {"Idempotency-Key": asked.key, "X-Forge-User": asked.user}
     try:
         answer = await client.post("/jobs", json=asked.body, headers=headers)
+    except httpx.TimeoutException as late:
+        raise AssertionError(f"{asked.mark} was not answered at all in {PATIENCE} s") from late
     except httpx.TransportError:
         return None
     if answer.status_code == 503:
@@ -61,11 +68,14 @@ async def ask_until_answered(client: httpx.AsyncClient, asked: Asked, patience: 
 
 
 class Crowd:
-    """Players who ask at random moments; some give up when they hear nothing, some say everything twice."""
+    """Players who ask at random moments and look what became of it; some give up when they hear nothing, some
+    say everything twice."""
 
     def __init__(self, system: System, jobs: int, users: int, dice: random.Random, pause: float) -> None:
         self.system, self.dice, self.pause = system, dice, pause
         self.asked = [request(f"user-{nth % users}", priority=dice.randint(1, 10)) for nth in range(jobs)]
+        self.seen: Counter[int] = Counter()
+        """What looking was answered with, by status code."""
 
     async def play(self) -> None:
         """Ask for everything, each player one thing after the other."""
@@ -75,15 +85,22 @@ class Crowd:
         async with asyncio.TaskGroup() as group:
             for requests in by_user.values():
                 group.create_task(self._player(requests, random.Random(self.dice.random())))
+        assert self.seen.keys() <= {200, 503}, self.seen
 
     async def _player(self, requests: Sequence[Asked], dice: random.Random) -> None:
-        async with self.system.client(api=dice.choice(self.system.apis)) as client:
+        async with self.system.client(requests[0].user, dice.choice(self.system.apis)) as client:
             for asked in requests:
                 await asyncio.sleep(dice.uniform(0, 2 * self.pause))
                 if dice.random() < 0.25:
                     await ask(client, asked)
                     continue
                 id_ = await ask_until_answered(client, asked)
+                await self._look(client, dice.choice(("/queue", "/assets", "/stats", f"/jobs/{id_}/history")))
                 if dice.random() < 0.25:
                     again = await ask(client, asked)
                     assert again in (None, id_)
+
+    async def _look(self, client: httpx.AsyncClient, path: str) -> None:
+        with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+            answer = await client.get(path)
+            self.seen[answer.status_code] += 1
