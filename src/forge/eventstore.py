@@ -24,7 +24,7 @@ from forge.topology import EVENTS, matches, subject
 
 _WRONG_LAST = (10071, 10164)  # 10164: the same on a replicated stream, another write is in flight
 _DUPLICATE = 10201  # an event of a batch is in the log already
-_FULL = 10077
+_TRY_AGAIN = (10176, 10210)  # a server that restarted has forgotten the first half of a batch; too many open
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
 
@@ -125,6 +125,8 @@ class EventStore:
     async def _send(self, draft: Draft, where: str, extra: dict[str, str], timeout: float) -> _Ack:
         answer = await exchange(self.nc, where, encode(draft.event), _headers(draft, where, extra), timeout)
         ack = _ack.decode(answer) if answer else _Ack()
+        if ack.error is not None and ack.error.err_code in _TRY_AGAIN:
+            raise LogUnavailable(f"nothing was written: {ack.error.description}")
         if ack.error is not None:
             raise BrokerRefused(ack.error.err_code, ack.error.description)
         return ack

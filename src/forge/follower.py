@@ -23,7 +23,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from forge.broker import BrokerRefused, request
-from forge.errors import LogUnavailable
+from forge.errors import LogUnavailable, LogUnreadable
 from forge.events.envelope import Recorded, open_envelope
 from forge.topology import ALL_EVENTS, EVENTS
 
@@ -56,7 +56,7 @@ async def follow(
     restarted servers.
 
     Raises:
-        LogUnreadable: an event cannot be decoded; nothing behind it was handed over.
+        LogUnreadable: an event cannot be decoded; everything before it was handed over, nothing behind it.
     """
     position, pause = start - 1, 0.1
     while True:
@@ -131,7 +131,12 @@ class _Reader:
             self.credit -= len(taken)
             if self.credit <= _CREDIT // 2:
                 await self._ask()
-            records = [self._open(message) for message in taken]
+            records: list[Recorded] = []
+            try:
+                records.extend(self._open(message) for message in taken)
+            except LogUnreadable:
+                yield records, False  # whoever stops at it has everything before it
+                raise
             yield records, not self.arrived and self.pending == 0
 
     def _open(self, message: Msg) -> Recorded:
