@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -77,6 +78,14 @@ def fingerprint(body: Any) -> str:
 # ----------------------------------------------------------------- admission
 
 
+class _Turn:
+    """Who decides next; when the log gave no answer, those who wait behind are told at once."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.unanswered_at = 0.0
+
+
 class Admissions:
     """Admits jobs, exactly: decides against the line, and the log refuses a decision that is out of date.
 
@@ -89,7 +98,7 @@ class Admissions:
         self.jobs = Jobs(store)
         self.caught_up = asyncio.Event()
         self.moved = asyncio.Condition()
-        self._turns = [asyncio.Lock() for _ in range(_TURNS)]
+        self._turns = [_Turn() for _ in range(_TURNS)]
 
     async def submit(self, user: str, requests: Sequence[JobRequest], *, actor: str) -> list[Loaded]:
         """Admit all requests or none; keys that were used before answer with their jobs as they are.
@@ -100,12 +109,12 @@ class Admissions:
             LogUnavailable: the log gave no answer in time; repeat with the same Idempotency-Key.
         """
 
-        async def attempt() -> list[Loaded]:
+        async def attempt(seen: int) -> list[Loaded]:
             known = [await self._known(user, request) for request in requests]
             fresh = [request for request, job in zip(requests, known, strict=True) if job is None]
-            if self.line.pending + len(fresh) > self.queue_limit:
+            if fresh and self.line.pending + len(fresh) > self.queue_limit:
                 raise QueueFull(f"{self.line.pending} jobs wait already, and {self.queue_limit} may")
-            made = iter(await self._admit(user, [_submission(user, r) for r in fresh], "submit", actor))
+            made = iter(await self._admit(user, seen, [_submission(user, r) for r in fresh], "submit", actor))
             return [job or _fresh(next(made)) for job in known]
 
         return await self._in_turn(user, attempt)
@@ -118,44 +127,55 @@ class Admissions:
             LogUnavailable: as for :meth:`submit`.
         """
 
-        async def attempt() -> Loaded:
+        async def attempt(seen: int) -> Loaded:
             waiting = self.line.jobs.get(job_id)
             if waiting is not None:
                 raise JobNotFailed(f"the job is {waiting.status}; only a failed job can be retried")
             loaded = await self.jobs.load(user, job_id, submitted_seq, timeout=SUBMIT_SECONDS)
             [event] = decide(Retry(), loaded.job)
             assert isinstance(event, JobRetried)
-            [record] = await self._admit(user, [event], f"retry/{loaded.job.attempt}", actor)
+            [record] = await self._admit(user, seen, [event], f"retry/{loaded.job.attempt}", actor)
             job = admitted(event, record.seq, record.meta.at)
             return msgspec.structs.replace(loaded, job=job, seq=record.seq)
 
         return await self._in_turn(user, attempt)
 
     async def _admit(
-        self, user: str, events: Sequence[Admission], command: str, actor: str
+        self, user: str, seen: int, events: Sequence[Admission], command: str, actor: str
     ) -> list[Recorded]:
         if not events:
             return []
         drafts = [Draft(e, _meta(f"{e.job_id}/{command}", 0, actor, e.job_id)) for e in events]
-        drafts[0] = msgspec.structs.replace(
-            drafts[0], boundary=admissions(user), expected=self.line.admission_seq.get(user, 0)
-        )
+        drafts[0] = msgspec.structs.replace(drafts[0], boundary=admissions(user), expected=seen)
         records = await self.store.append(drafts, within=SUBMIT_SECONDS)
         for record in records:
             self.line.apply(record)
         return records
 
-    async def _in_turn(self, user: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """One decision of a user at a time in this process: conflicts then come from other processes only."""
+    async def _in_turn(self, user: str, attempt: Callable[[int], Awaitable[T]]) -> T:
+        """One decision of a user at a time in this process: conflicts then come from other processes only.
+
+        ``attempt`` is told where the user's ledger ended before it looked at anything.
+        """
         if not self.caught_up.is_set():
             await _within(self.caught_up.wait(), "forge is still reading its log")
-        async with self._turns[hash(user) % _TURNS]:
-            for _ in range(_TRIES):
-                seen = self.line.admission_seq.get(user, 0)
-                try:
-                    return await attempt()
-                except Conflict:
-                    await self._catch_up(user, seen)
+        turn, asked_at = self._turns[hash(user) % _TURNS], time.monotonic()
+        async with turn.lock:
+            if turn.unanswered_at > asked_at:
+                raise LogUnavailable("the log gave no answer to whoever asked before")
+            try:
+                return await self._decided(user, attempt)
+            except LogUnavailable:
+                turn.unanswered_at = time.monotonic()
+                raise
+
+    async def _decided(self, user: str, attempt: Callable[[int], Awaitable[T]]) -> T:
+        for _ in range(_TRIES):
+            seen = self.line.admission_seq.get(user, 0)
+            try:
+                return await attempt(seen)
+            except Conflict:
+                await self._catch_up(user, seen)
         raise LogUnavailable(f"{user}'s requests come faster than they can be decided")
 
     async def _catch_up(self, user: str, seen: int) -> None:
@@ -167,10 +187,10 @@ class Admissions:
 
     async def _known(self, user: str, request: JobRequest) -> Loaded | None:
         """The job a key stands for, if it was used: one that waits or runs is in the line, one that is over
-        has facts."""
-        if not request.keyed:
-            return None
+        has facts. Without a key only one's own request whose answer was lost can be known."""
         waiting = self.line.jobs.get(request.id)
+        if waiting is None and not request.keyed:
+            return None
         patience = SUBMIT_SECONDS
         if waiting is not None:
             seq: int | None = waiting.submitted_seq
