@@ -1,0 +1,431 @@
+"""Asking twice, at once, and while somebody else does: the log decides, whatever a process believes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+
+import pytest
+from nats.aio.client import Client
+
+from factories import after, deleted, meta, request, stored
+from forge import topology
+from forge.broker import connect
+from forge.commands import Admissions, Assets, Jobs, Loaded, fingerprint
+from forge.domain.dispatch import Line
+from forge.domain.ids import keyed_job_id
+from forge.domain.jobs import Cancel, Complete, FailAttempt, Start, Status
+from forge.embedded import EmbeddedNats
+from forge.errors import (
+    Conflict,
+    ForgeError,
+    JobNotFailed,
+    KeyReused,
+    LogUnavailable,
+    NotFound,
+    QueueFull,
+    StaleAttempt,
+)
+from forge.events.jobs import JobCompleted, JobSubmitted
+from forge.eventstore import Draft, EventStore
+from forge.follower import follow
+from waiting import wait_until
+
+Process = Callable[..., Awaitable[Admissions]]
+
+
+@pytest.fixture
+async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterator[Process]:
+    """Start what an API process has: a connection, a line that follows the log, admissions over both."""
+    async with AsyncExitStack() as stack:
+
+        async def start(queue_limit: int = 1000, hearing: bool = True) -> Admissions:
+            nc = await connect(nats_server.url, "api")
+            stack.push_async_callback(nc.close)
+            admissions = Admissions(EventStore(nc), Line(), queue_limit=queue_limit)
+            listening = asyncio.create_task(_listen(nc, admissions))
+            stack.push_async_callback(_ended, listening)
+            await asyncio.wait_for(admissions.caught_up.wait(), 5)
+            if not hearing:
+                await _ended(listening)
+            return admissions
+
+        yield start
+
+
+async def _listen(nc: Client, admissions: Admissions) -> None:
+    async with aclosing(follow(nc, 1, (topology.ALL_ADMISSIONS, topology.ALL_JOB_FACTS))) as batches:
+        async for batch in batches:
+            for record in batch.records:
+                admissions.line.apply(record)
+            if batch.caught_up:
+                admissions.caught_up.set()
+            async with admissions.moved:
+                admissions.moved.notify_all()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def submit(admissions: Admissions, user: str = "mei", **fields: object) -> Loaded:
+    [loaded] = await admissions.submit(user, [request(**fields)], actor=f"player:{user}")
+    return loaded
+
+
+def keyed(key: str, user: str = "mei", **fields: object) -> dict[str, object]:
+    return {"id": keyed_job_id(user, key), "keyed": True, **fields}
+
+
+async def start(jobs: Jobs, loaded: Loaded) -> Loaded:
+    attempt = loaded.job.attempt + 1
+    return await jobs.act(
+        loaded, Start(attempt, "a", "http://comfy", "first"), actor="worker", name=f"{attempt}/start/a"
+    )
+
+
+async def finish(jobs: Jobs, loaded: Loaded) -> Loaded:
+    job = (await start(jobs, loaded)).job
+    loaded = await jobs.load(job.user_id, job.id, job.submitted_seq, job.admitted_seq)
+    command = Complete(loaded.job.attempt, "a", (), after(9))
+    return await jobs.act(loaded, command, actor="worker", name=f"{loaded.job.attempt}/complete/a")
+
+
+async def fail(jobs: Jobs, loaded: Loaded) -> Loaded:
+    loaded = await start(jobs, loaded)
+    command = FailAttempt(loaded.job.attempt, "prompt_failed", "no memory", True, after(9))
+    return await jobs.act(loaded, command, actor="worker", name=f"{loaded.job.attempt}/fail/a")
+
+
+async def everything(events: EventStore) -> list[str]:
+    records = [await events.at(seq) for seq in range(1, await events.head() + 1)]
+    return [record.event.type for record in records if record]
+
+
+# ----------------------------------------------------------------- submitting
+
+
+async def test_a_request_becomes_a_job_in_the_log(process: Process, events: EventStore) -> None:
+    admissions = await process()
+    loaded = await submit(admissions, priority=3)
+    assert (loaded.job.status, loaded.job.priority, loaded.seq) == (Status.PENDING, 3, 1)
+    record = await events.at(1)
+    assert record is not None
+    assert isinstance(record.event, JobSubmitted)
+    assert (record.event.job_id, record.meta.actor) == (loaded.job.id, "player:mei")
+    assert admissions.line.pending == 1
+
+
+async def test_the_same_key_is_the_same_job_for_ever(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    first = await submit(admissions, **keyed("k"))
+    assert (await submit(admissions, **keyed("k"))).job == first.job
+    await start(jobs, first)
+    assert (await submit(admissions, **keyed("k"))).job.status is Status.RUNNING
+    await finish(jobs, await submit(admissions, **keyed("other")))
+    over = await jobs.load("mei", first.job.id, 1)
+    await jobs.act(over, Cancel(), actor="mei", name="cancel")
+    await wait_until(lambda: first.job.id not in admissions.line.jobs)
+    assert (await submit(admissions, **keyed("k"))).job.status is Status.CANCELLED
+    assert (await submit(admissions, **keyed("other"))).job.status is Status.COMPLETED
+    assert (await everything(events)).count("job.submitted") == 2
+
+
+@pytest.mark.parametrize("end", ["waits", "completed", "cancelled"])
+async def test_the_same_key_with_another_body_is_refused(
+    process: Process, events: EventStore, end: str
+) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    first = await submit(admissions, **keyed("k"))
+    if end == "completed":
+        await finish(jobs, first)
+    elif end == "cancelled":
+        await jobs.act(first, Cancel(), actor="mei", name="cancel")
+    await wait_until(lambda: end == "waits" or not admissions.line.jobs)
+    with pytest.raises(KeyReused):
+        await submit(admissions, **keyed("k", fingerprint="1" * 64))
+    assert (await everything(events)).count("job.submitted") == 1
+
+
+async def test_a_key_is_a_users_own(process: Process) -> None:
+    admissions = await process()
+    mine = await submit(admissions, "mei", **keyed("k", "mei"))
+    theirs = await submit(admissions, "lin", **keyed("k", "lin"))
+    assert mine.job.id != theirs.job.id
+
+
+async def test_a_batch_is_admitted_side_by_side(process: Process) -> None:
+    admissions = await process()
+    await submit(admissions)
+    made = await admissions.submit("mei", [request() for _ in range(100)], actor="mei")
+    assert [loaded.seq for loaded in made] == list(range(2, 102))
+    assert admissions.line.pending == 101
+
+
+async def test_of_a_batch_all_are_admitted_or_none(process: Process, events: EventStore) -> None:
+    admissions = await process(queue_limit=5)
+    await submit(admissions, **keyed("k"))
+    with pytest.raises(KeyReused):
+        await admissions.submit(
+            "mei", [request(), request(**keyed("k", fingerprint="1" * 64)), request()], actor="mei"
+        )
+    with pytest.raises(QueueFull):
+        await admissions.submit("mei", [request() for _ in range(5)], actor="mei")
+    assert await events.head() == 1
+    await admissions.submit("mei", [request() for _ in range(4)], actor="mei")
+    assert await events.head() == 5
+
+
+async def test_a_batch_that_was_asked_for_before_answers_with_its_jobs(
+    process: Process, events: EventStore
+) -> None:
+    admissions = await process()
+    asked = [request(**keyed(f"k{nth}")) for nth in range(3)]
+    first = await admissions.submit("mei", asked, actor="mei")
+    again = await admissions.submit("mei", [*asked, request(**keyed("new"))], actor="mei")
+    assert [loaded.job for loaded in again[:3]] == [loaded.job for loaded in first]
+    assert await events.head() == 4
+
+
+async def test_a_full_queue_still_answers_for_jobs_it_has(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(queue_limit=2), Jobs(events)
+    broken = await submit(admissions, **keyed("broken"))
+    await fail(jobs, broken)
+    await wait_until(lambda: not admissions.line.jobs)
+    await submit(admissions, **keyed("one"))
+    await submit(admissions, **keyed("two"))
+    await admissions.retry("mei", broken.job.id, 1, actor="mei")
+    with pytest.raises(QueueFull, match="3 jobs wait already, and 2 may"):
+        await submit(admissions, **keyed("three"))
+    assert (await submit(admissions, **keyed("one"))).job.status is Status.PENDING
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [1, {"x": 1, "y": 2}]}) == fingerprint(
+        {"b": [1, {"y": 2, "x": 1}], "a": 1}
+    )
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+# --------------------------------------------------------------------- races
+
+
+async def test_two_processes_admit_for_one_user_without_losing_or_doubling(
+    process: Process, events: EventStore
+) -> None:
+    one, other = await process(), await process()
+    made = await asyncio.gather(*(submit(p) for _ in range(20) for p in (one, other)))
+    assert len({loaded.job.id for loaded in made}) == 40
+    assert sorted(loaded.seq for loaded in made) == list(range(1, 41))
+    assert await events.head() == 40
+    await wait_until(lambda: one.line.pending == other.line.pending == 40)
+    assert one.line.order() == other.line.order()
+
+
+async def test_one_key_at_two_processes_at_once_is_one_job(process: Process, events: EventStore) -> None:
+    one, other = await process(), await process()
+    for nth in range(20):
+        a, b = await asyncio.gather(*(submit(p, **keyed(f"k{nth}")) for p in (one, other)))
+        assert a.job.id == b.job.id
+        assert await events.head() == nth + 1
+
+
+async def test_one_key_with_two_bodies_at_two_processes_is_one_job_and_one_refusal(
+    process: Process, events: EventStore
+) -> None:
+    one, other = await process(), await process()
+    for nth in range(20):
+        asked = (submit(one, **keyed(f"k{nth}")), submit(other, **keyed(f"k{nth}", fingerprint="1" * 64)))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert sorted(type(answer) for answer in answers if isinstance(answer, ForgeError)) == [KeyReused]
+        assert await events.head() == nth + 1
+
+
+async def test_a_batch_whose_answer_was_lost_is_not_admitted_again(
+    process: Process, events: EventStore
+) -> None:
+    """No key: the process itself decides again, after its own batch and somebody's job behind it."""
+    one, other = await process(), await process()
+    asked = [request() for _ in range(3)]
+    drafts: list[list[Draft]] = []
+    append = one.store.append
+
+    async def losing(given: list[Draft], *, within: float) -> object:
+        drafts.append(given)
+        if len(drafts) == 1:
+            await append(given)
+            await submit(other)
+        return await append(given, within=within)
+
+    one.store.append = losing  # type: ignore[method-assign,assignment]
+    made = await one.submit("mei", asked, actor="mei")
+    assert [loaded.job.id for loaded in made] == [r.id for r in asked]
+    assert (await everything(events)).count("job.submitted") == 4
+
+
+async def test_a_process_that_hears_nothing_says_so_in_time(process: Process) -> None:
+    deaf, other = await process(hearing=False), await process()
+    await submit(other)
+    async with asyncio.timeout(2):
+        with pytest.raises(LogUnavailable, match="does not hear from its log"):
+            await submit(deaf)
+
+
+async def test_a_frozen_log_is_told_to_everybody_in_about_a_second(
+    process: Process, nats_server: EmbeddedNats, events: EventStore
+) -> None:
+    admissions = await process()
+    await submit(admissions)
+    assert nats_server.process is not None
+    nats_server.process.send(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        asked = [submit(admissions, user) for user in ("mei", "lin") for _ in range(20)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        took = time.monotonic() - began
+    finally:
+        nats_server.process.send(signal.SIGCONT)
+    assert {type(answer) for answer in answers} == {LogUnavailable}
+    assert took < 2.5, "the last one waited for all before it"
+    assert (await submit(admissions)).job.status is Status.PENDING
+
+
+# ----------------------------------------------------------------------- retry
+
+
+async def test_a_failed_job_is_admitted_again(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    loaded = await submit(admissions, priority=2)
+    for attempts in (1, 2, 3):
+        await fail(jobs, loaded)
+        await wait_until(lambda: not admissions.line.jobs)
+        loaded = await admissions.retry("mei", loaded.job.id, 1, actor="mei")
+        job = loaded.job
+        assert (job.status, job.attempt, job.max_attempts) == (Status.PENDING, attempts, attempts + 3)
+        assert (job.submitted_seq, job.admitted_seq, job.priority) == (1, loaded.seq, 2)
+        assert loaded.request.job_id == job.id
+    done = await finish(jobs, loaded)
+    assert done.job.status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "completed", "cancelled"])
+async def test_only_a_failed_job_is_retried(process: Process, events: EventStore, state: str) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    loaded = await submit(admissions)
+    if state == "running":
+        await start(jobs, loaded)
+    elif state == "completed":
+        await finish(jobs, loaded)
+    elif state == "cancelled":
+        await jobs.act(loaded, Cancel(), actor="mei", name="cancel")
+    line, over = admissions.line.jobs, state in ("completed", "cancelled")
+    await wait_until(lambda: not line if over else line[loaded.job.id].status == state)
+    with pytest.raises(JobNotFailed):
+        await admissions.retry("mei", loaded.job.id, 1, actor="mei")
+
+
+async def test_two_processes_retry_a_job_once(process: Process, events: EventStore) -> None:
+    one, other, jobs = await process(), await process(), Jobs(events)
+    loaded = await submit(one)
+    for nth in range(5):
+        await fail(jobs, loaded)
+        await wait_until(lambda: not one.line.jobs and not other.line.jobs)
+        asked = (p.retry("mei", loaded.job.id, 1, actor="mei") for p in (one, other, one))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        retried = [answer for answer in answers if isinstance(answer, Loaded)]
+        assert len({again.seq for again in retried}) == 1
+        assert {type(a) for a in answers if isinstance(a, BaseException)} <= {JobNotFailed}
+        loaded = retried[0]
+        assert (await everything(events)).count("job.retried") == nth + 1
+
+
+async def test_another_users_job_is_not_there(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    loaded = await submit(admissions)
+    await submit(admissions)
+    with pytest.raises(NotFound):
+        await jobs.load("mei", loaded.job.id, 2)
+    with pytest.raises(NotFound):
+        await jobs.load("mei", loaded.job.id, 9)
+
+
+# --------------------------------------------------------------------- one job
+
+
+async def test_a_cancelled_job_takes_no_result(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    running = await start(jobs, await submit(admissions))
+    await jobs.act(running, Cancel(), actor="mei", name="cancel")
+    command = Complete(1, "a", (), after(9))
+    with pytest.raises(StaleAttempt):
+        await jobs.act(running, command, actor="worker", name="1/complete/a", before=[stored(running.job.id)])
+    assert await everything(events) == ["job.submitted", "job.started", "job.cancelled"]
+
+
+async def test_cancelling_and_completing_at_once_has_one_winner(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    for _ in range(10):
+        running = await start(jobs, await submit(admissions))
+        complete = Complete(1, "a", (), after(9))
+        answers = await asyncio.gather(
+            jobs.act(running, Cancel(), actor="mei", name="cancel"),
+            jobs.act(running, complete, actor="worker", name="1/complete/a"),
+            return_exceptions=True,
+        )
+        assert len([answer for answer in answers if isinstance(answer, Loaded)]) == 1
+    told = await everything(events)
+    assert told.count("job.cancelled") + told.count("job.completed") == 10
+
+
+async def test_saying_it_twice_does_it_once(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    loaded = await submit(admissions)
+    one, other = await asyncio.gather(
+        *(jobs.act(loaded, Cancel(), actor="mei", name="cancel") for _ in range(2))
+    )
+    assert one.job.status is other.job.status is Status.CANCELLED
+    assert await everything(events) == ["job.submitted", "job.cancelled"]
+
+
+async def test_two_workers_start_an_attempt_once(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    loaded = await submit(admissions)
+    starts = (
+        jobs.act(loaded, Start(1, worker, "", ""), actor=worker, name=f"1/start/{worker}") for worker in "ab"
+    )
+    answers = await asyncio.gather(*starts, return_exceptions=True)
+    assert sorted(type(a).__name__ for a in answers) == ["Loaded", "StaleAttempt"]
+
+
+async def test_what_is_loaded_is_what_was_acted(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    done = await finish(jobs, await submit(admissions))
+    loaded = await jobs.load("mei", done.job.id, 1)
+    assert loaded == done
+    assert [type(fact.event) for fact in loaded.facts][-1] is JobCompleted
+
+
+# ---------------------------------------------------------------------- assets
+
+
+async def test_a_reference_is_given_up_as_often_as_it_is_asked(events: EventStore) -> None:
+    assets = Assets(events)
+    assert [await assets.delete(deleted(), actor="mei") for _ in range(2)] == [1, 2]
+
+
+async def test_deleting_at_once_conflicts_and_decides_again(events: EventStore) -> None:
+    assets = Assets(events)
+    seqs = await asyncio.gather(*(assets.delete(deleted(), actor="mei") for _ in range(10)))
+    assert set(seqs) == set(range(1, await events.head() + 1))
+
+
+async def test_a_deletion_minds_who_wrote_meanwhile(events: EventStore) -> None:
+    filter_ = topology.asset(None, "npc_bust", deleted().asset_id)
+    await events.append([Draft(deleted(), meta("one"), filter_, 0)])
+    with pytest.raises(Conflict):
+        await events.append([Draft(deleted(), meta("two"), filter_, 0)])
+    assert await Assets(events).delete(deleted(), actor="mei") == 2
