@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -82,8 +82,7 @@ async def _roles(
     endless: list[Coroutine[Any, Any, None]] = []
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
-        store = Store(settings.assets_dir)
-        await asyncio.to_thread(store.open)
+        store = await _store(settings, events)
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
@@ -183,8 +182,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
-        blobs = Store(settings.assets_dir)
-        await asyncio.to_thread(blobs.open)
+        blobs = await _store(settings, events)
         admissions = Admissions(events, Line(), queue_limit=settings.queue_limit)
         live = Live(nc, admissions, pool)
         parts = Parts(
@@ -209,13 +207,31 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
 
 
 async def _until_stopped(work: Awaitable[None]) -> int:
-    failed = False
+    """Run to the end; the exit status says whether starting again may help.
+
+    Raises:
+        ForgeError: it cannot help: what is wrong must be mended first.
+    """
     try:
         await work
-    except* ForgeError as errors:
-        failed = True
-        log.error("stopped", exc_info=errors)
-    return _EXIT_FAILED if failed else 0
+    except (ForgeError, ExceptionGroup) as error:
+        known = list(_leaves(error))
+        for leaf in known:
+            if not leaf.retryable:
+                raise leaf from None
+        if not known:
+            raise
+        log.error("stopped: %s", known[0].detail)
+        return _EXIT_FAILED
+    return 0
+
+
+def _leaves(error: BaseException) -> Iterator[ForgeError]:
+    if isinstance(error, ForgeError):
+        yield error
+    elif isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
 
 
 async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
@@ -232,6 +248,18 @@ async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
 
     stack.push_async_callback(leave)
     return nc
+
+
+async def _store(settings: Settings, events: EventStore) -> Store:
+    """The asset volume; an empty one is taken for new only while the log knows of no picture.
+
+    Raises:
+        StoreMissing: the volume that should be there is not.
+    """
+    store = Store(settings.assets_dir)
+    known = await events.last(topology.ALL_STORED)
+    await asyncio.to_thread(store.open, create=known is None)
+    return store
 
 
 async def _migrated(settings: Settings, patience: float = 30.0) -> None:

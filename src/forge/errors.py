@@ -28,6 +28,7 @@
     ├── ServerFailed                an embedded server did not start
     ├── PictureRefused              bytes that are not a picture forge accepts
     ├── StoreFailed                 the asset volume refused a write
+    │   └── StoreMissing            it is not the asset volume: a lost mount
     └── ComfyError                  what ComfyUI did to a prompt
         ├── BackendUnreachable      no answer: look again before anything else
         ├── BackendWedged           it answers but no longer executes
@@ -223,6 +224,13 @@ class StoreFailed(ForgeError):
 
     code = "store_failed"
     retryable = True
+
+
+class StoreMissing(StoreFailed):
+    """The folder of pictures is not the one forge knows: is the volume mounted?"""
+
+    code = "store_missing"
+    retryable = False
 
 
 class ComfyError(ForgeError):

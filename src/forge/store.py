@@ -29,7 +29,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 import msgspec
 
 from forge.canonical import FORMATS, Picture
-from forge.errors import PictureRefused, StoreFailed
+from forge.errors import PictureRefused, StoreFailed, StoreMissing
 
 MARKER = ".forge-store"
 
@@ -64,7 +64,8 @@ class Store:
         Pass `create=False` when the log already knows of assets: an empty folder is then a lost mount.
 
         Raises:
-            StoreFailed: no marker although there should be one, or the volume refuses.
+            StoreMissing: no marker although there should be one.
+            StoreFailed: the volume refuses.
         """
         with _volume(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,7 @@ class Store:
 
     def _demand_marker(self) -> None:
         if not self.marker_present():
-            raise StoreFailed(f"{self.root} has no {MARKER}: is the volume mounted?")
+            raise StoreMissing(f"{self.root} has no {MARKER}: is the volume mounted?")
 
     def _keep(self, picture: Picture) -> Path:
         final = self.path(picture.content_hash, picture.format)
@@ -213,10 +214,11 @@ class Store:
         with _volume(final):
             self._demand_marker()
             # All renames, then all syncs: on a journalled volume the first does most of the others' work.
-            folders = {folder for _, target in moves for folder in _made(target.parent)}
+            changed = [_made(target.parent) for _, target in moves][-1]
             for source, target in moves:
                 _move(source, target)
-            for folder in sorted(folders, reverse=True):
+            # Not the thumbnails' folders: one that a power cut takes is made again when it is asked for.
+            for folder in changed:
                 _sync(folder)
         return final.relative_to(self.root)
 

@@ -8,6 +8,7 @@ with a literal prefix (a job's facts, a character's assets). See ``docs/adr/0002
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -36,6 +37,7 @@ ALL_EVENTS = "forge.evt.>"
 ALL_ADMISSIONS = "forge.evt.admission.*"
 ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
+ALL_STORED = "forge.evt.session.*"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -49,6 +51,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 # ------------------------------------------------------------------ subjects
 
 
+@lru_cache(maxsize=10_000)
 def token(text: str | UUID | None) -> str:
     """Any id as one subject token; ``-`` stands for none, other signs become ``=XX``."""
     if text is None:

@@ -65,6 +65,7 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.NoBackend: Kind(503, "No ComfyUI answers", 10),
     BrokerRefused: Kind(503, "The event log refuses to write", 10),
     errors.StoreFailed: Kind(503, "The asset volume does not answer", 10),
+    errors.StoreMissing: Kind(503, "The asset volume is not there", 30),
     errors.StaleAttempt: _BUSY,
     errors.Conflict: _BUSY,
     errors.PictureRefused: Kind(422, "Not an acceptable picture"),
