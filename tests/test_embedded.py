@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
-from forge.embedded.postgres_files import account_for, run_as
+from forge.embedded.postgres_files import account_for, run_as, socket_directory
 from forge.embedded.process import Account
 from forge.errors import ServerFailed
 from waiting import wait_until
@@ -224,6 +224,10 @@ async def test_a_long_directory_name_still_has_a_socket(
     started(server)
     await write(server.dsn(), 1)
     assert await read(server.dsn()) == [1]
+    sockets = socket_directory(server.home)
+    assert sockets.exists()
+    server.stop()
+    assert not sockets.exists()
 
 
 def test_a_bad_setting_fails_with_the_servers_own_words(place: Path) -> None:

@@ -15,6 +15,7 @@ from forge.embedded.postgres_files import (
     make_directory,
     make_socket_directory,
     programs,
+    remove_socket_directory,
     run_as,
     socket_directory,
 )
@@ -102,6 +103,7 @@ class EmbeddedPostgres:
         """End it cleanly; harmless when it does not run."""
         if self.process is not None:
             self.process.stop()
+            remove_socket_directory(self.home)
         self._lock.release()
 
     def kill(self) -> None:

@@ -7,6 +7,7 @@ reachable for that account. The wheel's own Python code is never imported: it op
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -122,6 +123,14 @@ def make_socket_directory(path: Path, account: Account | None) -> None:
             f"{path} belongs to somebody else: remove it, or choose a data directory with a shorter name"
         )
     make_directory(path, account)
+
+
+def remove_socket_directory(home: Path) -> None:
+    """Take away a directory outside `home`, unless a killed server left its socket in it."""
+    path = socket_directory(home)
+    if path.parent != home:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def programs(home: Path, account: Account | None) -> Path:
