@@ -141,11 +141,10 @@ def crowded(evidence: Evidence, given_up: Collection[str] = ()) -> Iterator[str]
         if (most := max(line["present"] for line in lines)) > PLACES:
             yield f"{name} had {most} prompts at once"
     working = [name for name in evidence.simulators if name not in given_up]
-    lines = ((line, name) for name in working for line in evidence.simulators[name])
-    moments = sorted((line["at"], name, line["present"]) for line, name in lines)
+    moments = ((line["at"], name, line["present"]) for name in working for line in evidence.simulators[name])
     present: dict[str, int] = {}
-    for at, name, count in moments:
-        present[name] = count
+    for at, where, count in sorted(moments):
+        present[where] = count
         if sum(present.values()) > PLACES:
             yield f"all simulators together had {present} at {at}"
             return

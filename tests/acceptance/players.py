@@ -20,6 +20,9 @@ from acceptance.system import System
 SCALE = float(os.environ.get("FORGE_TEST_SCALE", "1"))
 """How many times as many jobs and faults as usual."""
 
+SEED = int(os.environ.get("FORGE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+"""What the moments and choices of faults follow from; a failed test tells it."""
+
 _numbers = iter(range(10**9))
 
 
@@ -71,8 +74,16 @@ class Crowd:
     """Players who ask at random moments and look what became of it; some give up when they hear nothing, some
     say everything twice."""
 
-    def __init__(self, system: System, jobs: int, users: int, dice: random.Random, pause: float) -> None:
-        self.system, self.dice, self.pause = system, dice, pause
+    def __init__(
+        self,
+        system: System,
+        jobs: int,
+        users: int,
+        dice: random.Random,
+        pause: float,
+        fickle: float = 0.0,
+    ) -> None:
+        self.system, self.dice, self.pause, self.fickle = system, dice, pause, fickle
         self.asked = [request(f"user-{nth % users}", priority=dice.randint(1, 10)) for nth in range(jobs)]
         self.seen: Counter[int] = Counter()
         """What looking was answered with, by status code."""
@@ -99,6 +110,15 @@ class Crowd:
                 if dice.random() < 0.25:
                     again = await ask(client, asked)
                     assert again in (None, id_)
+                if dice.random() < self.fickle:
+                    await asyncio.sleep(dice.uniform(0, 1))
+                    await self._act(client, "DELETE", f"/jobs/{id_}")
+                    await self._act(client, "POST", f"/jobs/{id_}/retry")
+
+    async def _act(self, client: httpx.AsyncClient, method: str, path: str) -> None:
+        with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+            answer = await client.request(method, path)
+            assert answer.status_code in (202, 409, 503), f"{method} {path}: {answer.text}"
 
     async def _look(self, client: httpx.AsyncClient, path: str) -> None:
         with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):

@@ -106,8 +106,9 @@ class System:
             answer = await client.post(f"{self.url(name)}/simulator/{path}", json=body)
             assert answer.status_code == 200, answer.text
 
-    async def faults(self, name: str = "sim", **faults: Any) -> None:
-        await self.order(name, "faults", faults)
+    async def faults(self, simulator: str = "sim", /, **faults: Any) -> None:
+        """Switch some of a simulator's faults."""
+        await self.order(simulator, "faults", faults)
 
     # --------------------------------------------------------------- members
 
@@ -211,8 +212,10 @@ class System:
             if command.process is not None:
                 command.process.send(signal.SIGCONT)
                 command.process.send(signal.SIGTERM)
-        for member in (*commands, self.postgres, self.nats):
-            member.stop()
+        for command in commands:
+            command.stop()
+        self.postgres.stop()
+        self.nats.stop()
 
 
 WORKERS = ("generation", "dispatcher", "projector", "housekeeping")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -14,13 +13,12 @@ import httpx
 import pytest
 
 from acceptance.evidence import Witness
-from acceptance.players import SCALE, Crowd, ask, ask_until_answered, request, scaled
+from acceptance.players import SEED, Crowd, ask, ask_until_answered, request, scaled
 from acceptance.settling import ends, happened, settled, watching
 from acceptance.system import System, running, say
 from waiting import wait_until
 
 VICTIMS = ("generation", "dispatcher", "projector", "api", "nats", "postgres", "sim")
-SEED = int(os.environ.get("FORGE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 
 
 @pytest.fixture(scope="module")
@@ -57,35 +55,6 @@ async def test_a_killed_part_loses_and_doubles_nothing(
         await happened(witness, "completed", done + dice.randrange(2, scaled(15)))
         await _killed_and_back(system, victim, dice)
     await _judged(system, witness, everything_asked)
-
-
-@pytest.mark.timeout(300 * max(1, SCALE))
-async def test_faults_that_overlap(system: System, witness: Witness, everything_asked: list[Crowd]) -> None:
-    dice = random.Random(f"{SEED} all")
-    say(f"FORGE_TEST_SEED={SEED}")
-    crowd = Crowd(system, scaled(50), users=10, dice=dice, pause=1.0)
-    everything_asked.append(crowd)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(crowd.play())
-        for round_ in range(scaled(1)):
-            for victim in dice.sample(VICTIMS, k=len(VICTIMS)):
-                group.create_task(_struck(system, victim, 6.0 * round_, dice))
-    await _judged(system, witness, everything_asked)
-
-
-async def _struck(system: System, victim: str, earliest: float, dice: random.Random) -> None:
-    """Killed, or stopped like a machine that swaps; each victim is struck once in six seconds."""
-    begin, away, freezes = dice.uniform(0, 3), dice.uniform(0, 2.5), dice.random() < 0.3
-    await asyncio.sleep(earliest + begin)
-    say(f"{'stop' if freezes else 'kill -9'} {victim}, back after {away:.1f} s")
-    if freezes:
-        system.freeze(victim)
-        await asyncio.sleep(away)
-        system.thaw(victim)
-    else:
-        system.kill(victim)
-        await asyncio.sleep(away)
-        system.start(victim)
 
 
 async def test_requests_are_accepted_while_postgres_is_away(
