@@ -213,11 +213,10 @@ class Store:
         ]
         with _volume(final):
             self._demand_marker()
-            # All renames, then all syncs: on a journalled volume the first does most of the others' work.
-            changed = [_made(target.parent) for _, target in moves][-1]
+            # Only the picture's folders are synced: a thumbnail that a power cut takes can be made again.
+            *_, changed = [_made(target.parent) for _, target in moves]
             for source, target in moves:
                 _move(source, target)
-            # Not the thumbnails' folders: one that a power cut takes is made again when it is asked for.
             for folder in changed:
                 _sync(folder)
         return final.relative_to(self.root)

@@ -7,7 +7,7 @@ table, in the transaction that also moves the checkpoint: one row at once when i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -94,8 +94,6 @@ class Projection:
                 found.extend(handler(record.event, record))
         return found
 
-    # ------------------------------------------------------------ checkpoint
-
     async def position(self, connection: Connection) -> int:
         """The last sequence this projection has taken in, 0 before the first."""
         seq = await connection.fetchval(
@@ -105,30 +103,43 @@ class Projection:
         )
         return seq or 0
 
-    async def advance(self, connection: Connection, records: Sequence[Recorded], before: int) -> int:
-        """Write what these events change and move the checkpoint; to be called in a transaction.
 
-        Events at or before the checkpoint are passed over. Returns the new checkpoint.
-
-        Raises:
-            Conflict: another projector has moved the checkpoint since ``before``: roll back.
-        """
-        fresh = [record for record in records if record.seq > before]
-        if not fresh:
-            return before
-        await _write(connection, self.changes(fresh))
-        moved = await connection.fetchval(_ADVANCE, self.name, self.version, fresh[-1].seq, before)
-        if moved is None:
-            raise Conflict(f"another projector moved {self.name} on from {before}")
-        return fresh[-1].seq
-
+# ----------------------------------------------------------------- advancing
 
 _ADVANCE = """
-insert into projection_checkpoint as c (projection, version, seq) values ($1, $2, $3)
-on conflict (projection) do update set version = $2, seq = $3
-where c.version = $2 and c.seq = $4 or c.version < $2
-returning seq
+insert into projection_checkpoint as c (projection, version, seq)
+select name, version, $4 from unnest($1::text[], $2::integer[]) as given (name, version)
+on conflict (projection) do update set version = excluded.version, seq = excluded.seq
+where c.version = excluded.version and c.seq = ($3::bigint[])[array_position($1, c.projection)]
+   or c.version < excluded.version
+returning projection
 """
+
+
+async def advance(
+    connection: Connection,
+    projections: Sequence[Projection],
+    records: Sequence[Recorded],
+    positions: Mapping[str, int],
+) -> dict[str, int]:
+    """Write what these events change and move the checkpoints, in one transaction; the new positions.
+
+    Events at or before a projection's position are passed over.
+
+    Raises:
+        Conflict: another projector has moved a checkpoint since; nothing is written.
+    """
+    head = records[-1].seq
+    behind = [p for p in projections if positions[p.name] < head]
+    changes = [c for p in behind for c in p.changes([r for r in records if r.seq > positions[p.name]])]
+    names = [p.name for p in behind]
+    async with connection.transaction():
+        await _write(connection, changes)
+        versions, before = [p.version for p in behind], [positions[name] for name in names]
+        moved = await connection.fetch(_ADVANCE, names, versions, before, head)
+        if len(moved) < len(behind):
+            raise Conflict(f"another projector moved {', '.join(names)} on")
+    return {**positions, **dict.fromkeys(names, head)}
 
 
 # -------------------------------------------------------------------- writing

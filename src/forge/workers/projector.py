@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 from nats.aio.client import Client
 
-from forge.database import Pool, answering
+from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable
-from forge.events.envelope import Recorded
 from forge.follower import follow
 from forge.projections.inventory import inventory
-from forge.projections.projection import Projection
+from forge.projections.projection import Projection, advance
 from forge.projections.queue import queue
 from forge.projections.stats import stats
 from forge.projections.usage import usage
@@ -48,34 +47,49 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     pause = 0.1
     while True:
         try:
-            async with answering(), pool.acquire() as connection:
+            async with _connected(pool) as connection:
                 positions = {p.name: await p.position(connection) for p in projections}
-            pause = 0.1
-            await _advance(nc, pool, stream, projections, positions)
+                pause = 0.1
+                await _advance(nc, connection, stream, projections, positions)
         except (DatabaseUnavailable, Conflict) as error:
             log.warning("projecting is interrupted", extra={"stream": stream, "reason": str(error)})
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 
 
+@asynccontextmanager
+async def _connected(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
+    that crashed may have lost the last commits, and they are to be taken in again.
+
+    Raises:
+        DatabaseUnavailable: there is none, or it is gone.
+    """
+    now = asyncio.get_running_loop().time
+    async with answering(), asyncio.timeout(None) as held, pool.acquire() as connection:
+
+        def lost(_: object) -> None:
+            held.reschedule(now())
+
+        connection.add_termination_listener(lost)
+        try:
+            yield connection
+        finally:
+            connection.remove_termination_listener(lost)
+
+
 async def _advance(
-    nc: Client, pool: Pool, stream: str, projections: Sequence[Projection], positions: dict[str, int]
+    nc: Client,
+    connection: Connection,
+    stream: str,
+    projections: Sequence[Projection],
+    positions: dict[str, int],
 ) -> None:
     start = min(positions.values()) + 1
     async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
         async for batch in batches:
             if batch.records:
-                await _take_in(pool, projections, positions, batch.records)
+                positions = await advance(connection, projections, batch.records, positions)
                 await nc.publish(
                     CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
                 )
-
-
-async def _take_in(
-    pool: Pool, projections: Sequence[Projection], positions: dict[str, int], records: list[Recorded]
-) -> None:
-    async with answering(), pool.acquire() as connection, connection.transaction():
-        for projection in projections:
-            positions[projection.name] = await projection.advance(
-                connection, records, positions[projection.name]
-            )
