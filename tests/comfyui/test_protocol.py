@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfyui.conformance.comfy_server import recorded
 from forge.comfyui import protocol
 from forge.comfyui.protocol import Heard, Output, Progress, Sighting
 from forge.errors import PictureRefused, PromptFailed, PromptInterrupted, PromptLost, PromptRejected
@@ -130,6 +131,25 @@ def test_a_rejection_keeps_what_comfyui_said() -> None:
     error = protocol.rejection(400, json.dumps({"error": said, "node_errors": wrong}).encode())
     assert error.node_errors == wrong
     assert error.detail == "prompt_outputs_failed_validation: Prompt outputs failed (why)"
+
+
+def test_a_rejection_names_the_node_and_the_value() -> None:
+    case = next(case for case in recorded("validation") if case["label"] == "value above max")
+    error = protocol.rejection(400, json.dumps(case["body"]).encode())
+    assert error.detail == (
+        "prompt_outputs_failed_validation: Prompt outputs failed validation "
+        "(node 1 (EmptyImage): Value 1000000 bigger than max of 16384: width)"
+    )
+    assert protocol.refused_outputs(case["body"]["node_errors"]).detail == (
+        "ComfyUI does not accept every output: "
+        "node 1 (EmptyImage): Value 1000000 bigger than max of 16384: width"
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"1": {}}, {"1": {"errors": 5}}, {"1": {"errors": [{}, 3]}}, {"1": None}])
+def test_node_errors_of_another_shape_are_kept_unread(wrong: dict[str, Any]) -> None:
+    error = protocol.refused_outputs(wrong)
+    assert (error.detail, error.node_errors) == ("ComfyUI does not accept every output: 1", wrong)
 
 
 @pytest.mark.parametrize(

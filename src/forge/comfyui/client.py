@@ -26,7 +26,6 @@ from forge.errors import (
     ComfyError,
     PictureRefused,
     PromptLost,
-    PromptRejected,
 )
 
 _PATIENCE = Patience()
@@ -232,7 +231,7 @@ class Comfy:
         self._note_number(told.number, known, ear)
         if told.node_errors:
             await self._until_gone(ear.prompt_id)
-            raise PromptRejected("ComfyUI does not accept every output of this graph", told.node_errors)
+            raise protocol.refused_outputs(told.node_errors)
         return None
 
     async def _turned_up(self, prompt_id: str) -> bool:

@@ -204,11 +204,29 @@ def rejection(status: int, body: bytes) -> PromptRejected:
     match decode(body):
         case {"error": {"type": str(kind), "message": str(message), **more}, **rest}:
             node_errors = rest.get("node_errors")
-            detail = more.get("details")
+            node_errors = node_errors if isinstance(node_errors, dict) else {}
+            detail = next(_node_complaints(node_errors), None) or more.get("details")
             text = f"{kind}: {message}" + (f" ({detail})" if isinstance(detail, str) and detail else "")
-            return PromptRejected(text[:MAX_REASON], node_errors if isinstance(node_errors, dict) else {})
+            return PromptRejected(text[:MAX_REASON], node_errors)
         case _:
             return PromptRejected(f"ComfyUI answered {status}: {body[:200].decode(errors='replace')}")
+
+
+def refused_outputs(node_errors: dict[str, Any]) -> PromptRejected:
+    """The error for a prompt that ComfyUI took with 200, but not all of it."""
+    which = next(_node_complaints(node_errors), ", ".join(node_errors))
+    return PromptRejected(f"ComfyUI does not accept every output: {which}"[:MAX_REASON], node_errors)
+
+
+def _node_complaints(node_errors: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with which node, in one line each; `error.details` names no node at all."""
+    for node, wrong in node_errors.items():
+        match wrong:
+            case {"errors": [*errors], **rest}:
+                for error in errors:
+                    match error:
+                        case {"message": str(message), "details": str(details)}:
+                            yield f"node {node} ({rest.get('class_type')}): {message}: {details}"
 
 
 def job_sighting(job: Mapping[str, Any]) -> Sighting | None:
