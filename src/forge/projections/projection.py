@@ -134,11 +134,12 @@ async def advance(
     changes = [c for p in behind for c in p.changes([r for r in records if r.seq > positions[p.name]])]
     names = [p.name for p in behind]
     async with connection.transaction():
-        await _write(connection, changes)
         versions, before = [p.version for p in behind], [positions[name] for name in names]
+        # first of all: of two projectors one waits here, with no row locked that the other may want
         moved = await connection.fetch(_ADVANCE, names, versions, before, head)
         if len(moved) < len(behind):
             raise Conflict(f"another projector moved {', '.join(names)} on")
+        await _write(connection, changes)
     return {**positions, **dict.fromkeys(names, head)}
 
 
@@ -166,28 +167,44 @@ async def _write(connection: Connection, changes: Sequence[Change]) -> None:
         if isinstance(change, Run):
             await _flush(connection, pending)
             await connection.execute(change.sql, *change.args)
-        else:
-            _merge(pending, change)
+            continue
+        given = change.key if isinstance(change, Add) else change.row
+        key = (change.table.name, tuple(given[column] for column in change.table.key))
+        if key in pending and not _fits(pending[key], change):
+            await _flush(connection, pending)
+        _merge(pending.setdefault(key, _Pending(change.table, {}, (), {}, {})), change)
     await _flush(connection, pending)
 
 
-def _merge(pending: dict[tuple[str, Key], _Pending], change: Create | Put | Add) -> None:
-    given = change.key if isinstance(change, Add) else change.row
-    key = (change.table.name, tuple(given[column] for column in change.table.key))
-    row = pending.setdefault(key, _Pending(change.table, {}, (), {}, {}))
+def _fits(row: _Pending, change: Create | Put | Add) -> bool:
+    """Whether a change can join those before it, and one statement still does what they do one by one."""
+    match change:
+        case Create():  # whether a Put before it found a row, only the table knows
+            return not row.put and not row.added and row.latest == change.latest
+        case Put():
+            return not row.added and not set(row.latest) & set(change.row)
+        case Add():
+            return bool(row.added)
+
+
+def _merge(row: _Pending, change: Create | Put | Add) -> None:
     match change:
         case Create():
-            if not row.created:
-                row.created, row.put = dict(change.row), {}  # a Put before it found no row
-            for column in change.latest:
-                row.created[column] = max(row.created[column], change.row[column])
             row.latest = change.latest
+            row.created = row.created or dict(change.row)
+            for column in change.latest:
+                row.created[column] = _greatest(row.created[column], change.row[column])
         case Put():
             row.put |= change.row
         case Add():
             row.created |= change.key
             for column, amount in change.amounts.items():
                 row.added[column] = row.added.get(column, 0) + amount
+
+
+def _greatest(one: Any, other: Any) -> Any:
+    """As SQL has it: nothing counts less than anything."""
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 async def _flush(connection: Connection, pending: dict[tuple[str, Key], _Pending]) -> None:
