@@ -261,6 +261,12 @@ async def test_the_openapi_document_describes_every_route(served: Served) -> Non
     assert {"SubmitJob", "SubmitBatch", "JobView", "Problem"} <= set(document["components"]["schemas"])
     submit = document["paths"][f"{ROOT}/jobs"]["post"]
     assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "415", "422", "503"}
+    body = submit["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/SubmitJob"}
+    assert {"Idempotency-Key"} <= {p.get("name") for p in submit["parameters"]}
+    ids = [o["operationId"] for operations in document["paths"].values() for o in operations.values()]
+    assert len(ids) == len(set(ids))
+    assert "submitJob" in ids
     assert "application/problem+json" in submit["responses"]["422"]["content"]
     assert "Retry-After" in submit["responses"]["503"]["headers"]
     assert f"{ROOT}/events" in document["paths"]

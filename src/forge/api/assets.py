@@ -13,7 +13,7 @@ import asyncpg
 from litestar import HttpMethod, Request, Response, Router, delete, get, route
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from forge.api import cursors, edge, files
+from forge.api import cursors, edge, files, openapi
 from forge.api.auth import caller_of
 from forge.api.fresh import MinSeq, item, listing
 from forge.api.jobs import history_item
@@ -48,7 +48,7 @@ _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 # -------------------------------------------------------------------- listing
 
 
-@get("/assets", responses=documented(422))
+@get("/assets", responses=documented(422), operation_id="listAssets")
 async def find(
     request: Asked,
     asset_type: Text = None,
@@ -126,7 +126,7 @@ def _cursor(mark: str, key: str, row: asyncpg.Record) -> str:
 # ------------------------------------------------------------------ one asset
 
 
-@get("/assets/{asset_id:uuid}", responses=documented(404, 422))
+@get("/assets/{asset_id:uuid}", responses=documented(404, 422), operation_id="getAsset")
 async def read(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[AssetView]:
     """One asset."""
     row = await _row(request, asset_id, min_seq)
@@ -147,7 +147,8 @@ async def _row(request: Asked, asset_id: UUID, min_seq: int | None) -> Response[
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
     media_type="image/png",
     status_code=200,
-    responses=documented(404, 416, 422),
+    responses=documented(404, 416, 422) | openapi.PARTIAL,
+    operation_id=openapi.for_each_method("AssetFile"),
 )
 async def file(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[bytes]:
     """The picture's bytes; they never change."""
@@ -164,7 +165,8 @@ async def file(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None)
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
     media_type="image/webp",
     status_code=200,
-    responses=documented(404, 416, 422),
+    responses=documented(404, 416, 422) | openapi.PARTIAL,
+    operation_id=openapi.for_each_method("AssetThumbnail"),
 )
 async def thumbnail(
     request: Asked,
@@ -197,7 +199,7 @@ async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> No
         raise StoreFailed("the stored file cannot be read") from error
 
 
-@get("/assets/{asset_id:uuid}/history", responses=documented(404))
+@get("/assets/{asset_id:uuid}/history", responses=documented(404), operation_id="getAssetHistory")
 async def history(request: Asked, asset_id: FromPath[UUID]) -> History:
     """Everything that happened to the caller's references to an asset, from the log."""
     parts, caller = parts_of(request), caller_of(request)
@@ -233,7 +235,7 @@ async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record])
     return [found[seq] for seq in sorted(found)]
 
 
-@delete("/assets/{asset_id:uuid}", status_code=204, responses=documented(404))
+@delete("/assets/{asset_id:uuid}", status_code=204, responses=documented(404), operation_id="deleteAsset")
 async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
     """Give an asset up. Its file goes when nobody else refers to it. `X-Forge-Seq` is the event."""
     parts, caller = parts_of(request), caller_of(request)

@@ -71,7 +71,13 @@ class Known(msgspec.Struct, frozen=True):
 # ------------------------------------------------------------------- asking
 
 
-@post("/jobs", status_code=202, responses=documented(400, 413, 415, 422), **taking(SubmitJob, IDEMPOTENCY))
+@post(
+    "/jobs",
+    status_code=202,
+    responses=documented(400, 413, 415, 422),
+    **taking(SubmitJob, IDEMPOTENCY),
+    operation_id="submitJob",
+)
 async def submit(request: Asked) -> Response[JobView]:
     """Ask for pictures. With an `Idempotency-Key` the same request may come again and is one job for ever."""
     parts, caller = parts_of(request), caller_of(request)
@@ -86,7 +92,13 @@ async def submit(request: Asked) -> Response[JobView]:
     return Response(view, headers={"location": f"{request.scope['path']}/{view.id}"})
 
 
-@post("/batch", status_code=202, responses=documented(400, 413, 415, 422), **taking(SubmitBatch, IDEMPOTENCY))
+@post(
+    "/batch",
+    status_code=202,
+    responses=documented(400, 413, 415, 422),
+    **taking(SubmitBatch, IDEMPOTENCY),
+    operation_id="submitBatch",
+)
 async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     """Ask for up to 100 jobs, all or none."""
     parts, caller = parts_of(request), caller_of(request)
@@ -162,7 +174,7 @@ def _request(parts: Parts, asked: SubmitJob, field: str, *, id: UUID, **more: An
 # ------------------------------------------------------------------ looking
 
 
-@get("/jobs/{job_id:uuid}", responses=documented(404, 422))
+@get("/jobs/{job_id:uuid}", responses=documented(404, 422), operation_id="getJob")
 async def read(request: Asked, job_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[JobView]:
     """One job."""
     parts, caller = parts_of(request), caller_of(request)
@@ -174,7 +186,7 @@ async def read(request: Asked, job_id: FromPath[UUID], min_seq: MinSeq = None) -
     return await item(parts, min_seq, look, f"there is no job {job_id}")
 
 
-@get("/jobs/{job_id:uuid}/history", responses=documented(404))
+@get("/jobs/{job_id:uuid}/history", responses=documented(404), operation_id="getJobHistory")
 async def history(request: Asked, job_id: FromPath[UUID]) -> History:
     """Everything that happened to a job, from the log."""
     parts = parts_of(request)
@@ -212,7 +224,7 @@ async def _facts(parts: Parts, job_id: UUID, known: Known) -> list[Recorded]:
     return found
 
 
-@get("/queue", responses=documented(422))
+@get("/queue", responses=documented(422), operation_id="listQueue")
 async def queue(
     request: Asked,
     status: Annotated[
@@ -242,7 +254,7 @@ async def queue(
     return Response(page, headers={"x-forge-seq": str(tables.seq)})
 
 
-@get("/batch/{batch_id:uuid}", responses=documented(404, 422))
+@get("/batch/{batch_id:uuid}", responses=documented(404, 422), operation_id="getBatch")
 async def read_batch(request: Asked, batch_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[BatchView]:
     """What became of a batch, with its jobs in the order they were given."""
     parts, caller = parts_of(request), caller_of(request)
@@ -286,7 +298,7 @@ def _overall(counts: Counter[str]) -> Status:
 # ------------------------------------------------------------------- acting
 
 
-@delete("/jobs/{job_id:uuid}", status_code=202, responses=documented(404, 409))
+@delete("/jobs/{job_id:uuid}", status_code=202, responses=documented(404, 409), operation_id="cancelJob")
 async def cancel(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Cancel a job, waiting or running. Saying it again changes nothing."""
     parts, caller = parts_of(request), caller_of(request)
@@ -307,7 +319,7 @@ async def _load(parts: Parts, job_id: UUID, known: Known) -> Loaded:
     )
 
 
-@post("/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409))
+@post("/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409), operation_id="retryJob")
 async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Ask for a failed job again."""
     parts, caller = parts_of(request), caller_of(request)
@@ -317,7 +329,7 @@ async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     return job_of_log(parts.live.places, loaded)
 
 
-@delete("/batch/{batch_id:uuid}", status_code=202, responses=documented(404))
+@delete("/batch/{batch_id:uuid}", status_code=202, responses=documented(404), operation_id="cancelBatch")
 async def cancel_batch(request: Asked, batch_id: FromPath[UUID]) -> BatchView:
     """Cancel those jobs of a batch that are not over yet."""
     parts, caller = parts_of(request), caller_of(request)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from http import HTTPMethod
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Parameter, Reference, RequestBody, Schema
+from litestar.types import OperationIDCreator
 
 from forge.api.docs import DocsPage, docs_router
 from forge.api.problems import KINDS, MEDIA_TYPE
@@ -32,8 +35,8 @@ _USER = {
 _EVENTS = {
     "get": {
         "tags": ["live"],
-        "operationId": "Events",
-        "summary": "Events",
+        "operationId": "events",
+        "summary": "Live events",
         "description": (
             "WebSocket: live job and asset events, resumable by sequence. With the sub-protocol `forge.v1` "
             'the client begins with `{"t": "sub", "after": SEQ}`; without it events come at once.'
@@ -58,6 +61,7 @@ def taking(body: type[msgspec.Struct], *headers: Parameter) -> dict[str, Any]:
     """How to declare a body that the route decodes itself, and headers that it reads itself."""
     _bodies[body.__name__] = body
 
+    @dataclass
     class Taking(Operation):
         def __post_init__(self) -> None:
             reference = Reference(ref=_REF.format(name=body.__name__))
@@ -67,6 +71,18 @@ def taking(body: type[msgspec.Struct], *headers: Parameter) -> dict[str, Any]:
             self.parameters = [*(self.parameters or []), *headers]
 
     return {"operation_class": Taking}
+
+
+def for_each_method(name: str) -> OperationIDCreator:
+    """Ids of a route that answers to GET and HEAD."""
+    return lambda _handler, method, _path: f"{method.lower()}{name}"
+
+
+PARTIAL = {
+    206: ResponseSpec(None, description="The part that Range asked for.", generate_examples=False),
+    304: ResponseSpec(None, description="If-None-Match names it: nothing new.", generate_examples=False),
+}
+"""What a file may be answered with besides itself."""
 
 
 def config() -> OpenAPIConfig:
@@ -97,9 +113,12 @@ def document(found: dict[str, Any], root: str) -> dict[str, Any]:
     }
     paths = found["paths"]
     for path, operations in paths.items():
+        operations.pop("head", None)  # goes without saying where there is a GET
         for method, operation in operations.items():
-            if path.startswith(root) and method.upper() in HTTPMethod.__members__:
-                _behind_the_door(operation)
+            if method.upper() in HTTPMethod.__members__:
+                operation["summary"] = operation["description"].split(". ")[0].rstrip(".")
+                if path.startswith(root):
+                    _behind_the_door(operation)
     paths[f"{root}/events"] = _EVENTS
     found["x-forge-problems"] = {
         kind.code: {"status": told.status, "title": told.title, "detail": (kind.__doc__ or "").split("\n")[0]}

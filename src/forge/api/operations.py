@@ -40,7 +40,7 @@ Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format
 _CHECK_SECONDS = 1.0
 
 
-@get("/catalogue", responses=documented(), tags=["operations"])
+@get("/catalogue", responses=documented(), tags=["operations"], operation_id="getCatalogue")
 async def catalogue(request: Asked) -> Catalogue:
     """The job types there are, with the JSON Schema of their params."""
     return Catalogue(items=entries(parts_of(request).workflows))
@@ -49,7 +49,7 @@ async def catalogue(request: Asked) -> Catalogue:
 # ---------------------------------------------------------------- statistics
 
 
-@get("/stats", responses=documented(422), tags=["operations"])
+@get("/stats", responses=documented(422), tags=["operations"], operation_id="getStats")
 async def read_stats(
     request: Asked,
     hours: Annotated[int, QueryParameter(ge=1, le=24 * 366, description="How far to look back.")] = 24,
@@ -112,7 +112,7 @@ def _queue_now(parts: Parts, now: datetime) -> QueueStats:
     return QueueStats(pending=len(waiting), running=len(jobs) - len(waiting), oldest_seconds=oldest)
 
 
-@get("/usage", responses=documented(422), tags=["operations"])
+@get("/usage", responses=documented(422), tags=["operations"], operation_id="getUsage")
 async def read_usage(
     request: Asked,
     metric_type: Annotated[str | None, QueryParameter(max_length=100)] = None,
@@ -148,7 +148,7 @@ async def livez() -> str:
     return "ok\n"
 
 
-@get("/readyz", tags=["health"], security=[])
+@get("/readyz", tags=["health"], security=[], operation_id="getReadiness")
 async def readyz(request: Asked) -> Response[Readiness]:
     """Whether everything forge needs is there: 200 or 503, with each check."""
     parts = parts_of(request)

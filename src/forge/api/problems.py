@@ -151,7 +151,7 @@ _DESCRIPTIONS = {
     415: "The body is not declared as JSON.",
     416: "The range lies outside the file.",
     422: "Some fields are not acceptable, or an Idempotency-Key came with another body.",
-    503: "The system is full or a server is down; come again after `Retry-After` seconds.",
+    503: "The system is full or a server is down; come again when Retry-After says.",
 }
 
 RETRY_AFTER = ResponseHeader(

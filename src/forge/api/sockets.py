@@ -103,7 +103,7 @@ def _admitted(socket: Socket, live: Live) -> Caller:
 def _after(socket: Socket, live: Live) -> int:
     given = socket.query_params.get("after")
     if given is None:
-        return live.head
+        return live.newest
     if not given.isdecimal() or len(given) > 18:
         raise _Leave(MALFORMED)
     return int(given)
@@ -138,7 +138,7 @@ class Conversation:
             v=1,
             conn=uuid4().hex,
             epoch=live.epoch,
-            head=live.head,
+            head=live.newest,
             mark_ms=int(MARK_SECONDS * 1000),
             max_lag=REMEMBERED,
         )
@@ -174,7 +174,8 @@ class Conversation:
         except (msgspec.DecodeError, RecursionError, ValueError):
             raise _Leave(MALFORMED) from None
         self.topics = _ALL_TOPICS if sub.topics is None else frozenset(sub.topics)
-        await self._begin(self.live.head if sub.after is None else sub.after, sub.epoch or self.live.epoch)
+        after = self.live.newest if sub.after is None else sub.after
+        await self._begin(after, sub.epoch or self.live.epoch)
 
     async def _begin(self, after: int, epoch: str) -> None:
         live = self.live
