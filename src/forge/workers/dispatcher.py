@@ -115,10 +115,17 @@ class Dispatcher:
 
     async def _fill(self) -> None:
         """Give orders while a place is free and somebody waits."""
-        while len(self.orders) < self.places:
+        while self._taken() < self.places:
             choice = self.line.choose(self._given())
             if choice is None or not await self._give(choice, f"{choice.job.id}-{choice.job.attempt + 1}"):
                 return
+
+    def _taken(self) -> int:
+        """Places in use: one for each order, and one for each job that runs although its order is gone."""
+        jobs = self.line.jobs
+        running = len(jobs) - self.line.pending
+        with_order = sum(id_ in jobs and jobs[id_].status is Status.RUNNING for id_ in self.orders)
+        return len(self.orders) + running - with_order
 
     def _given(self) -> list[UUID]:
         """Jobs whose order is out but whose start the log does not tell yet."""
