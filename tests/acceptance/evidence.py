@@ -93,6 +93,10 @@ class Witness:
         info = await self._nc.jetstream().stream_info("FORGE_DISPATCH", subjects_filter=">")
         return sorted(info.state.subjects or {})
 
+    async def purge_orders(self) -> None:
+        """What no forge does: take all orders away."""
+        await self._nc.jetstream().purge_stream("FORGE_DISPATCH")
+
     async def checkpoint(self) -> int:
         """Up to where the tables follow the log."""
         connection = await asyncpg.connect(self._dsn, timeout=5)

@@ -147,7 +147,9 @@ class System:
             for name in (*self.simulators, *self.apis):
                 path = "/readyz" if name.startswith("api") else "/system_stats"
 
-                async def serves(url: str = self.url(name) + path) -> bool:
+                async def serves(name: str = name, url: str = self.url(name) + path) -> bool:
+                    deaths = [death for death in self.deaths if death.startswith(f"{name} ")]
+                    assert len(deaths) < 3, f"{deaths}: {self.process(name).last_words()}"
                     with contextlib.suppress(httpx.TransportError):
                         return (await client.get(url)).status_code == 200
                     return False

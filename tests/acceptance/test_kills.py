@@ -47,14 +47,43 @@ async def test_a_killed_part_loses_and_doubles_nothing(
 ) -> None:
     dice = random.Random(f"{SEED} {victim}")
     say(f"FORGE_TEST_SEED={SEED}")
-    crowd = Crowd(system, scaled(30), users=6, dice=dice, pause=0.4)
+    crowd = Crowd(system, scaled(20), users=5, dice=dice, pause=0.3)
     everything_asked.append(crowd)
     done = Counter(ends(await witness.everything()))["completed"]
     async with asyncio.TaskGroup() as group:
         group.create_task(crowd.play())
-        await happened(witness, "completed", done + dice.randrange(2, scaled(15)))
+        await happened(witness, "completed", done + dice.randrange(2, scaled(10)))
         await _killed_and_back(system, victim, dice)
     await _judged(system, witness, everything_asked)
+
+
+async def test_a_half_stored_picture_of_a_killed_worker_goes(
+    system: System, witness: Witness, everything_asked: list[Crowd]
+) -> None:
+    async with system.client("mei") as mei:
+        asked = request("mei", params={"width": 1024, "height": 1024})
+        id_ = await ask_until_answered(mei, asked)
+        await wait_until(witness.leftovers, 20, "it stores a picture", interval=0.001)
+        system.kill("generation")
+        assert witness.leftovers(), "killed in the act"
+        system.start("generation")
+        await happened(witness, "adopted", job=id_)
+    await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), asked])
+
+
+async def test_orders_that_vanish_are_given_again(
+    system: System, witness: Witness, everything_asked: list[Crowd]
+) -> None:
+    await system.order("sim", "render", {"least_ms": 800})
+    system.start("generation2")  # with hands free for a fourth
+    async with system.client("mei") as mei:
+        asked = [request("mei") for _ in range(8)]
+        for one in asked:
+            await ask_until_answered(mei, one)
+        await wait_until(lambda: witness.simulator("sim")[-1]["present"] == 3, 20, "three prompts")
+        await witness.purge_orders()
+        await happened(witness, "completed", job=asked[-1].answers[0])
+    await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), *asked])
 
 
 async def test_requests_are_accepted_while_postgres_is_away(

@@ -14,7 +14,7 @@ import pytest
 
 from acceptance.evidence import TERMINAL, Evidence, Witness
 from acceptance.job_types import write_swatch
-from acceptance.players import ask_until_answered, request
+from acceptance.players import ask_until_answered, request, scaled
 from acceptance.settling import happened, settled, watching
 from acceptance.system import System, running
 from waiting import wait_until
@@ -74,6 +74,21 @@ async def test_cancelled_jobs_leave_comfyui_and_make_room(
     assert fates["removed"] >= 1, "those that waited at ComfyUI were taken out"
     assert (await mei.delete(f"/jobs/{drawn}")).status_code == 202
     assert (await mei.post(f"/jobs/{drawn}/retry")).status_code == 409
+
+
+async def test_a_job_cancelled_while_it_is_posted_leaves_no_prompt(
+    system: System, witness: Witness, mei: httpx.AsyncClient
+) -> None:
+    await system.order("sim", "render", {"least_ms": 3000})
+    await system.faults(slow_http_ms=40)
+    asked = [request("mei") for _ in range(scaled(12))]
+    for one in asked:
+        id_ = await ask_until_answered(mei, one)
+        await happened(witness, "started", job=id_)
+        assert (await mei.delete(f"/jobs/{id_}")).status_code == 202
+    await system.faults(slow_http_ms=0)
+    evidence = await settled(witness, asked, timeout=20)
+    assert all(line.get("status") != "execution_success" for line in evidence.simulators["sim"]), "in time"
 
 
 async def test_a_job_fails_after_three_attempts_and_is_asked_for_again(
