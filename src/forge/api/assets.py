@@ -139,7 +139,7 @@ async def _row(request: Asked, asset_id: UUID, min_seq: int | None) -> Response[
     async def look(connection: Any) -> asyncpg.Record | None:
         return await table.asset(connection, asset_id, tenant)
 
-    return await item(parts, min_seq, look, f"there is no asset {asset_id}")
+    return await item(parts, min_seq, look, f"there is no asset {asset_id}", about=asset_id)
 
 
 @route(
@@ -253,7 +253,7 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
             character_id=reference["character_id"],
         )
         seq = await parts.assets.delete(gone, actor=caller.actor, within=SUBMIT_SECONDS)
-    parts.live.wrote(seq)
+    parts.live.wrote(seq, about=asset_id)
     return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
 
 

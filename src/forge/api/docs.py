@@ -34,17 +34,17 @@ def _served(name: str, media_type: str) -> Response[bytes]:
 @get("/", include_in_schema=False)
 async def landing() -> Response[bytes]:
     """What this is and where to look."""
-    return _served("landing.html", "text/html; charset=utf-8")
+    return _served("landing.html", "text/html")
 
 
 @get("/docs/docs.js", include_in_schema=False)
 async def script() -> Response[bytes]:
-    return _served("docs.js", "text/javascript; charset=utf-8")
+    return _served("docs.js", "text/javascript")
 
 
 @get("/docs/docs.css", include_in_schema=False)
 async def style() -> Response[bytes]:
-    return _served("docs.css", "text/css; charset=utf-8")
+    return _served("docs.css", "text/css")
 
 
 class DocsPage(OpenAPIRenderPlugin):

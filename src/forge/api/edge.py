@@ -14,6 +14,7 @@ from litestar.exceptions import HTTPException
 from forge.errors import FieldError, Invalid, Malformed
 
 MAX_BODY = 64 * 1024
+MAX_BATCH_BODY = 2 * 1024 * 1024
 MAX_ID = 128
 MAX_KEY = 255
 MAX_SEQ = 2**63 - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
+from uuid import UUID
 
 from litestar import Response
 from litestar.params import QueryParameter
@@ -26,6 +27,7 @@ MinSeq = Annotated[
 ]
 
 _MISSING_SECONDS = 1.0
+_CHANGED_SECONDS = 0.5
 
 
 @asynccontextmanager
@@ -46,15 +48,19 @@ async def item(
     min_seq: int | None,
     look: Callable[[Connection], Awaitable[T | None]],
     otherwise: str,
+    about: UUID | None = None,
 ) -> Response[T]:
     """What ``look`` finds. Before it counts as missing the tables must have caught up with what this process
-    knows of, so that nobody is told that what was just accepted does not exist.
+    knows of, so that nobody is told that what was just accepted does not exist. Likewise what this process
+    did to the thing ``about`` a moment ago is waited for, but not for long.
 
     Raises:
         NotFound: there is no such thing, ``otherwise`` says so.
         Unavailable: the tables are behind.
     """
     newest = parts.live.newest
+    if about is not None:
+        await parts.live.checkpoint.passed(parts.live.changed(about), _CHANGED_SECONDS)
     async with listing(parts, min_seq) as tables:
         found = await look(tables.connection)
     if found is None and tables.seq < newest:

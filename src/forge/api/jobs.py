@@ -98,6 +98,7 @@ async def submit(request: Asked) -> Response[JobView]:
     responses=documented(400, 413, 415, 422),
     **taking(SubmitBatch, IDEMPOTENCY),
     operation_id="submitBatch",
+    request_max_body_size=edge.MAX_BATCH_BODY,
 )
 async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     """Ask for up to 100 jobs, all or none."""
@@ -183,7 +184,7 @@ async def read(request: Asked, job_id: FromPath[UUID], min_seq: MinSeq = None) -
         row = await table.job(connection, job_id, caller.tenant)
         return job_of_row(row, parts.live.places) if row else None
 
-    return await item(parts, min_seq, look, f"there is no job {job_id}")
+    return await item(parts, min_seq, look, f"there is no job {job_id}", about=job_id)
 
 
 @get("/jobs/{job_id:uuid}/history", responses=documented(404), operation_id="getJobHistory")
@@ -300,7 +301,7 @@ def _overall(counts: Counter[str]) -> Status:
 
 @delete("/jobs/{job_id:uuid}", status_code=202, responses=documented(404, 409), operation_id="cancelJob")
 async def cancel(request: Asked, job_id: FromPath[UUID]) -> JobView:
-    """Cancel a job, waiting or running. Saying it again changes nothing."""
+    """Cancel a job, waiting or running. One that is over already is 409, one that was cancelled too."""
     parts, caller = parts_of(request), caller_of(request)
     known = await _known(parts, caller, job_id)
     return job_of_log(parts.live.places, await _cancel(parts, caller, job_id, known))
@@ -308,8 +309,10 @@ async def cancel(request: Asked, job_id: FromPath[UUID]) -> JobView:
 
 async def _cancel(parts: Parts, caller: Caller, job_id: UUID, known: Known) -> Loaded:
     loaded = await _load(parts, job_id, known)
+    if loaded.job.status.over:
+        raise JobAlreadyOver(f"the job is {loaded.job.status}")
     loaded = await parts.jobs.act(loaded, Cancel(), actor=caller.actor, name="cancel", within=SUBMIT_SECONDS)
-    parts.live.wrote(loaded.seq)
+    parts.live.wrote(loaded.seq, about=job_id)
     return loaded
 
 
@@ -325,7 +328,7 @@ async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     parts, caller = parts_of(request), caller_of(request)
     known = await _known(parts, caller, job_id)
     loaded = await parts.admissions.retry(known.user, job_id, known.submitted_seq, actor=caller.actor)
-    parts.live.wrote(loaded.seq)
+    parts.live.wrote(loaded.seq, about=job_id)
     return job_of_log(parts.live.places, loaded)
 
 

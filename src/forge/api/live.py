@@ -39,6 +39,7 @@ REMEMBERED = 5000
 """Events that a socket may be behind before it must begin anew."""
 
 _PROGRESS_KEPT = 1000
+_CHANGES_KEPT = 1000
 _ENDS_PROGRESS = (JobAttemptFailed, JobCompleted, JobFailed, JobCancelled)
 
 
@@ -119,6 +120,7 @@ class Live:
         self.listeners: set[asyncio.Event] = set()
         self._recent: deque[Told] = deque()
         self._progress: OrderedDict[UUID, Progress] = OrderedDict()
+        self._changed: OrderedDict[UUID, int] = OrderedDict()
 
     # ---------------------------------------------------------------- reading
 
@@ -139,9 +141,18 @@ class Live:
                 return
             yield latest
 
-    def wrote(self, seq: int) -> None:
-        """This process has appended ``seq``, which it may not have read yet."""
+    def wrote(self, seq: int, about: UUID | None = None) -> None:
+        """This process has appended ``seq``, which it may not have read yet; ``about`` is what it changes."""
         self.written = max(self.written, seq)
+        if about is not None:
+            self._changed[about] = seq
+            self._changed.move_to_end(about)
+            if len(self._changed) > _CHANGES_KEPT:
+                self._changed.popitem(last=False)
+
+    def changed(self, about: UUID) -> int:
+        """The last event by which this process changed it, as far as it remembers; 0 for none."""
+        return self._changed.get(about, 0)
 
     @property
     def newest(self) -> int:

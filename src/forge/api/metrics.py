@@ -35,6 +35,7 @@ from forge.domain.jobs import Status
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _UNMATCHED = "unmatched"
+_MEDIA_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to every text
 
 
 class Metrics(ASGIMiddleware):
@@ -107,4 +108,4 @@ class _Now(Collector):
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The numbers of this process."""
     registry = request.app.state.metrics.registry
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(registry), media_type=_MEDIA_TYPE)

@@ -147,7 +147,7 @@ _DESCRIPTIONS = {
     403: "The key may not do that.",
     404: "There is no such thing, or it is somebody else's.",
     409: "The job's state does not allow it.",
-    413: "The body is larger than 64 KiB.",
+    413: "The body is larger than 64 KiB, or a batch than 2 MiB.",
     415: "The body is not declared as JSON.",
     416: "The range lies outside the file.",
     422: "Some fields are not acceptable, or an Idempotency-Key came with another body.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -33,6 +34,9 @@ async def serve(app: Litestar, live: Live, host: str, port: int, stop: asyncio.E
         LogUnreadable: an event that no API can read has ended the live reader.
         SystemExit: the address cannot be listened on.
     """
+    # The line and the remembered events are many objects that stay: looking through them for cycles at the
+    # default pace costs a fifth of every request.
+    gc.set_threshold(20_000, 20, 100)
     config = uvicorn.Config(
         app,
         host=host,
