@@ -104,6 +104,20 @@ async def exchange(
         return (await nc.request(subject, body, timeout=timeout, headers=headers)).data
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise LogUnavailable(f"NATS gave no answer on {subject}: {error!r}") from error
+    finally:
+        heed_cancellation()
+
+
+def heed_cancellation() -> None:
+    """To be called behind every wait for nats-py: before Python 3.12 its `asyncio.wait_for` loses a
+    cancellation that meets the answer, and an endless loop would never end.
+
+    Raises:
+        CancelledError: the current task was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _safe(callback: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -16,7 +16,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from forge.broker import BrokerRefused, exchange, request
+from forge.broker import BrokerRefused, exchange, heed_cancellation, request
 from forge.errors import Conflict, LogUnavailable
 from forge.events.catalogue import Event, encode
 from forge.events.envelope import Meta, Recorded, headers, open_envelope
@@ -166,6 +166,7 @@ class EventStore:
             raise LogUnavailable(f"reading {filter_}: no answer in {timeout} s") from error
         finally:
             await sub.unsubscribe()
+            heed_cancellation()
 
     async def at(self, seq: int, *, timeout: float = 2.0) -> Recorded | None:
         """The event at one position, None where there is none."""
@@ -186,6 +187,8 @@ class EventStore:
             message = await self.nc.request(place, msgspec.json.encode(query), timeout=timeout)
         except Exception as error:
             raise LogUnavailable(f"reading {query}: {error!r}") from error
+        finally:
+            heed_cancellation()
         if (message.headers or {}).get("Status"):
             return None
         return recorded(message)

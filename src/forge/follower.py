@@ -152,7 +152,8 @@ class _Reader:
         """Wait for a message; raises when the server has been silent for too long."""
         self.news.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.news.wait(), _HEARTBEAT_SECONDS)
+            async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                await self.news.wait()
         if self.broken:
             raise LogUnavailable(self.broken)
         if time.monotonic() - self.heard > _SILENT_SECONDS:

@@ -61,6 +61,14 @@ class _Done(msgspec.Struct):
     stream_seq: int
 
 
+def _job_of(subject: str) -> UUID | None:
+    """The job an order is for; None for a stranger in the queue, which a worker will throw out."""
+    try:
+        return UUID(subject.rpartition(".")[2])
+    except ValueError:
+        return None
+
+
 class Dispatcher:
     """One role of a worker process; several may run, and give no job twice."""
 
@@ -111,7 +119,8 @@ class Dispatcher:
             if due is not None:
                 pause = min(pause, max(0.01, (due - datetime.now(UTC)).total_seconds()))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._news.wait()
 
     async def _fill(self) -> None:
         """Give orders while a place is free and somebody waits."""
@@ -160,9 +169,10 @@ class Dispatcher:
             await request(self.nc, f"STREAM.INFO.{DISPATCH}", {"subjects_filter": ">"}), type=_Stream
         )
         self.places = info.config.max_msgs
-        there = {UUID(subject.rpartition(".")[2]) for subject in info.state.subjects or {}}
+        there = {id_ for subject in info.state.subjects or {} if (id_ := _job_of(subject)) is not None}
         lost = [job for job in self._expected() if job.id not in there]
-        self.orders = {id_: self.orders.get(id_, 0) for id_ in there}
+        # in the order they were given, as far as that is known
+        self.orders = {id_: self.orders.get(id_, 0) for id_ in [*self.orders, *there] if id_ in there}
         now = time.monotonic()
         self._missed = {job.id: self._missed.get(job.id, now) for job in lost}
         for job in lost:

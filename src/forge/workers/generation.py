@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from uuid import UUID
 
+import msgspec
 from nats.aio.client import Client
 
 from forge.events.jobs import JobCancelled
@@ -16,6 +18,8 @@ from forge.topology import ALL_CANCELLATIONS, DISPATCH, EVENTS, GENERATION, plac
 from forge.workers.attempt import Attempt, Studio
 from forge.workers.loop import Delivery, Outcome, consume
 from forge.workers.orders import decode
+
+log = logging.getLogger("forge.generation")
 
 
 class Cancellations:
@@ -67,7 +71,11 @@ class Generation:
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """Run one order; it may be the first to do so or a later one."""
-        order = decode(delivery.data)
+        try:
+            order = decode(delivery.data)
+        except msgspec.MsgspecError as error:
+            log.error("thrown out: not an order", extra={"subject": delivery.subject, "error": str(error)})
+            return Outcome.DONE
         with self.cancellations.watch(order.job_id) as cancelled:
             loaded = await self.studio.jobs.load(
                 order.user_id, order.job_id, order.submitted_seq, order.admitted_seq

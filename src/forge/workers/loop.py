@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import Error as JetStreamError
 
+from forge.broker import heed_cancellation
 from forge.errors import ForgeError, LogUnavailable
 
 log = logging.getLogger("forge.loop")
@@ -76,6 +77,8 @@ class Delivery:
             await self._nc.request(self._reply, word, timeout=timeout)
         except (TimeoutError, nats.errors.Error) as error:
             raise LogUnavailable(repr(error)) from error
+        finally:
+            heed_cancellation()
 
 
 Handler = Callable[[Delivery], Awaitable[Outcome]]
@@ -102,9 +105,13 @@ async def _pull(nc: Client, stream: str, consumer: str, stop: asyncio.Event) -> 
     subscription = await nc.jetstream().pull_subscribe_bind(consumer, stream=stream)
     try:
         while not stop.is_set():
-            with suppress(TimeoutError, nats.errors.TimeoutError):
+            try:
                 [message] = await subscription.fetch(1, timeout=PULL_SECONDS)
                 return message
+            except TimeoutError:
+                continue
+            finally:
+                heed_cancellation()
         return None
     finally:
         with suppress(nats.errors.Error):
