@@ -47,7 +47,8 @@ async def test_whatever_happens_every_request_ends_once(root: Path) -> None:
                 for victim in dice.sample(VICTIMS, k=6):
                     group.create_task(_struck(system, victim, round_ * ROUND_SECONDS, dice))
                 group.create_task(_confused(system, round_ * ROUND_SECONDS, dice))
-        await system.faults()
+        await system.ready()
+        await system.faults(**dict.fromkeys(FAULTS, 0))
         evidence = await settled(witness, crowd.asked, timeout=150)
         say(f"{Counter(ends(evidence))}; ended on their own: {system.deaths}")
 
