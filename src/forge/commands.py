@@ -252,14 +252,16 @@ class Jobs:
             NotFound: no request of that job stands there.
             LogUnavailable: no answer.
         """
-        request = await self.store.at(submitted_seq, timeout=timeout)
+        request, facts = await asyncio.gather(
+            self.store.at(submitted_seq, timeout=timeout),
+            self.store.load(facts_of(user, job_id), timeout=timeout),
+        )
         if request is None or not isinstance(request.event, JobSubmitted) or request.event.job_id != job_id:
             raise NotFound(f"there is no job {job_id}")
         retried = admitted_seq not in (0, submitted_seq)
         last = await self.store.at(admitted_seq, timeout=timeout) if retried else request
         if last is None or not isinstance(last.event, JobSubmitted | JobRetried):
             raise NotFound(f"job {job_id} was not admitted at {admitted_seq}")
-        facts = await self.store.load(facts_of(user, job_id), timeout=timeout)
         job = admitted(last.event, last.seq, last.meta.at)
         for fact in facts.events:
             if fact.seq > last.seq:

@@ -164,8 +164,9 @@ class Attempt:
                 stored = self._stored(position, picture, path)
                 events += [stored, _ready(stored)]
                 produced.append(_produced(stored))
-        command = Complete(order.attempt, studio.worker, tuple(produced), datetime.now(UTC))
-        await self._act(command, "complete", before=events)
+            # the folder goes afterwards: nobody should wait for that
+            command = Complete(order.attempt, studio.worker, tuple(produced), datetime.now(UTC))
+            await self._act(command, "complete", before=events)
         with suppress(ForgeError):
             await comfy.forget(self.prompt)
 

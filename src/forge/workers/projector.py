@@ -28,6 +28,10 @@ from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
 log = logging.getLogger("forge.projector")
 
 PROJECTIONS = (queue, inventory, stats, usage)
+PACE_SECONDS = 0.02
+"""From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
+log in batches. A transaction costs as much as ten events."""
+
 _FILTERS = {EVENTS: ALL_EVENTS, METRICS: ALL_METRICS}
 
 
@@ -85,11 +89,13 @@ async def _advance(
     projections: Sequence[Projection],
     positions: dict[str, int],
 ) -> None:
-    start = min(positions.values()) + 1
+    start, now = min(positions.values()) + 1, asyncio.get_running_loop().time
     async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
         async for batch in batches:
             if batch.records:
+                began = now()
                 positions = await advance(connection, projections, batch.records, positions)
                 await nc.publish(
                     CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
                 )
+                await asyncio.sleep(max(0.0, PACE_SECONDS - (now() - began)))
