@@ -37,7 +37,8 @@ _DOWN = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,  # connections, memory, disk
+    asyncpg.TransactionRollbackError,  # lost against another transaction
 )
 
 _LOCK = 0x666F726765  # "forge": one migration run at a time
@@ -93,7 +94,7 @@ async def answering() -> AsyncIterator[None]:
     """Turn every way in which Postgres can be away into one error.
 
     Raises:
-        DatabaseUnavailable: it is starting, stopping, unreachable, or too slow.
+        DatabaseUnavailable: it is starting, stopping, unreachable, too slow, or short of something.
     """
     try:
         yield
@@ -144,17 +145,21 @@ async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
     wanted = migrations(folder)
     async with answering():
         connection = await asyncpg.connect(dsn, timeout=5.0)
-    try:
-        await _locked(connection)
-        await connection.execute(_RECORDS)
-        applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
-        if len(applied) > len(wanted):
-            raise MigrationFailed(
-                f"the database is at migration {len(applied)}, this forge knows {len(wanted)}: upgrade forge"
-            )
-        return [m.name for m in wanted if await _applied(connection, m, applied.get(m.number))]
-    finally:
-        await connection.close()
+        try:
+            return await _migrated(connection, wanted)
+        finally:
+            await connection.close()
+
+
+async def _migrated(connection: Connection, wanted: list[Migration]) -> list[str]:
+    await _locked(connection)
+    await connection.execute(_RECORDS)
+    applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
+    if len(applied) > len(wanted):
+        raise MigrationFailed(
+            f"the database is at migration {len(applied)}, this forge knows {len(wanted)}: upgrade forge"
+        )
+    return [m.name for m in wanted if await _applied(connection, m, applied.get(m.number))]
 
 
 async def _locked(connection: Connection, patience: float = 60.0) -> None:
@@ -182,6 +187,8 @@ async def _applied(connection: Connection, migration: Migration, before: asyncpg
                 migration.name,
                 migration.checksum,
             )
+    except _DOWN:
+        raise
     except asyncpg.PostgresError as error:
         raise MigrationFailed(f"{migration.name}: {error}") from error
     return True
