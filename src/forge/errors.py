@@ -82,7 +82,9 @@ class Invalid(Refused):
 
     def __init__(self, errors: list[FieldError], detail: str = "") -> None:
         self.errors = errors
-        super().__init__(detail or "; ".join(f"{e.field}: {e.message}" for e in errors[:5]))
+        super().__init__(
+            detail or "; ".join(f"{e.field}: {e.message}" if e.field else e.message for e in errors[:5])
+        )
 
 
 class Malformed(Refused):

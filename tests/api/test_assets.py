@@ -118,9 +118,9 @@ async def test_one_content_is_one_asset_for_each_who_made_it(
 
     gone = await mei.delete(f"/assets/{first['id']}")
     assert gone.status_code == 204
+    assert (await mei.get(f"/assets/{first['id']}")).status_code == 404, "one reads what one wrote"
     params = {"min_seq": gone.headers["x-forge-seq"]}
     assert await ids(mei, **params) == []
-    assert (await mei.get(f"/assets/{first['id']}")).status_code == 404
     assert await ids(lan) == [theirs["id"]]
     assert (await lan.get(f"/assets/{theirs['id']}/file")).status_code == 200
 

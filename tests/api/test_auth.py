@@ -42,7 +42,9 @@ async def test_with_keys_everybody_needs_one(locked: Served) -> None:
             assert answer.status_code == 401, wrong
     async with httpx.AsyncClient(base_url=locked.base_url) as plain:
         for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/", "/docs"):
-            assert (await plain.get(path)).status_code == 200, path
+            answer = await plain.get(path)
+            assert answer.status_code == 200, path
+            assert answer.headers["content-type"].count("charset") <= 1, path
 
 
 async def test_a_player_speaks_for_itself_only(locked: Served) -> None:

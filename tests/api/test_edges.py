@@ -88,6 +88,7 @@ async def test_bad_bodies_are_refused_with_a_reason(mei: httpx.AsyncClient) -> N
             if path == "/jobs":
                 problem = is_problem(answer, status)
                 assert status != 422 or problem["errors"][0]["message"], name
+                assert not problem["detail"].startswith(":"), name
             else:
                 assert 400 <= answer.status_code < 500, (name, answer.text)
 

@@ -127,14 +127,14 @@ async def test_twenty_at_once_with_one_key_are_one_job(mei: httpx.AsyncClient) -
 # ------------------------------------------------------------ cancel and retry
 
 
-async def test_a_waiting_job_is_cancelled_and_saying_it_again_changes_nothing(mei: httpx.AsyncClient) -> None:
+async def test_a_waiting_job_is_cancelled_once(mei: httpx.AsyncClient) -> None:
     job = await submitted(mei)
     answer = await mei.delete(f"/jobs/{job['id']}")
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
     seq = answer.json()["seq"]
     again = await mei.delete(f"/jobs/{job['id']}")
-    assert (again.status_code, again.json()["seq"]) == (202, seq)
-    assert again.json() == (await mei.get(f"/jobs/{job['id']}", params={"min_seq": seq})).json()
+    assert (again.status_code, again.json()["code"]) == (409, "job_over")
+    assert answer.json() == (await mei.get(f"/jobs/{job['id']}", params={"min_seq": seq})).json()
 
 
 async def test_a_running_job_is_cancelled(served: Served, mei: httpx.AsyncClient) -> None:
@@ -160,6 +160,7 @@ async def test_a_failed_job_is_asked_for_again(served: Served, mei: httpx.AsyncC
     answer = await mei.post(f"/jobs/{job['id']}/retry")
     assert (answer.status_code, answer.json()["status"], answer.json()["error"]) == (202, "pending", None)
     assert answer.json()["max_attempts"] == 4
+    assert (await mei.get(f"/jobs/{job['id']}")).json()["status"] == "pending", "one reads what one wrote"
     assert (await mei.post(f"/jobs/{job['id']}/retry")).json()["code"] == "job_not_failed"
 
 
@@ -239,6 +240,13 @@ async def test_a_batch_has_one_to_a_hundred_jobs(mei: httpx.AsyncClient) -> None
     answer = await mei.post("/batch", json={"jobs": [small] * 100})
     assert answer.status_code == 202
     assert len(answer.json()["jobs"]) == 100
+
+
+async def test_a_batch_may_be_as_large_as_its_jobs_are(mei: httpx.AsyncClient) -> None:
+    wordy = {"job_type": "fate_card", "params": {"prompt": "moon " * 190}}
+    answer = await mei.post("/batch", json={"jobs": [wordy] * 100})
+    assert (answer.status_code, len(answer.json()["jobs"])) == (202, 100)
+    assert (await mei.post("/batch", json={"jobs": [wordy] * 2500})).status_code == 413
 
 
 async def test_a_batch_key_names_that_batch_for_ever(mei: httpx.AsyncClient) -> None:
