@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import asyncpg
 import msgspec
 
 from forge.database import Connection
-from forge.errors import Conflict
+from forge.errors import Conflict, LogUnreadable
 from forge.events.catalogue import Event
 from forge.events.envelope import Recorded
 from forge.topology import EVENTS
@@ -128,7 +129,25 @@ async def advance(
 
     Raises:
         Conflict: another projector has moved a checkpoint since; nothing is written.
+        LogUnreadable: an event holds what no table can; everything before it is written.
     """
+    try:
+        return await _advance(connection, projections, records, positions)
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        if len(records) == 1:
+            where = f"message {records[0].seq} on {records[0].subject}"
+            raise LogUnreadable(f"{where} does not fit the tables: {error}") from error
+    for record in records:  # one by one, to find the one
+        positions = await advance(connection, projections, [record], positions)
+    return dict(positions)
+
+
+async def _advance(
+    connection: Connection,
+    projections: Sequence[Projection],
+    records: Sequence[Recorded],
+    positions: Mapping[str, int],
+) -> dict[str, int]:
     head = records[-1].seq
     behind = [p for p in projections if positions[p.name] < head]
     changes = [c for p in behind for c in p.changes([r for r in records if r.seq > positions[p.name]])]
