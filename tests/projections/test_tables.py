@@ -1,0 +1,243 @@
+"""What each event does to the tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from factories import (
+    JOB,
+    NOW,
+    Log,
+    adopted,
+    after,
+    attempt_failed,
+    cancelled,
+    completed,
+    deleted,
+    failed,
+    job_id,
+    produced,
+    retried,
+    sampled,
+    started,
+    stored,
+    submitted,
+)
+from folding import fold
+from forge.database import Connection, Pool
+from forge.domain.ids import asset_id
+from forge.events.catalogue import Event
+from forge.projections.stats import bucket, milliseconds
+from forge.projections.usage import usage
+
+
+@pytest.fixture
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    async with pool.acquire() as connection:
+        yield connection
+
+
+async def told(connection: Connection, *events: Event) -> None:
+    """Take in events; the n-th stands at sequence n, n seconds after `NOW`."""
+    log = Log()
+    for event in events:
+        log.add(event)
+    await fold(connection, log.records)
+
+
+async def job(connection: Connection) -> dict[str, Any]:
+    row = await connection.fetchrow("select * from generation_queue where id = $1", JOB)
+    assert row is not None
+    return dict(row)
+
+
+def subset(row: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    return {column: row[column] for column in expected}
+
+
+# -------------------------------------------------------------------- queue
+
+BACK_OFF = {
+    "status": "pending",
+    "error_code": "prompt_failed",
+    "retry_at": after(60),
+    "locked_by": None,
+}
+RUNNING = {"status": "running", "attempts": 1, "locked_by": "worker-a", "started_at": after(2), "seq": 2}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        (
+            [],
+            {
+                "status": "pending",
+                "priority": 2,
+                "user_id": "mei",
+                "job_params": {"prompt": "a crane above the clouds", "seed": 7},
+                "created_at": after(1),
+                "attempts": 0,
+                "max_attempts": 3,
+                "submitted_seq": 1,
+                "admitted_seq": 1,
+                "assets": [],
+            },
+        ),
+        ([started()], RUNNING | {"locked_at": after(2), "backend": "http://comfy", "reason": "its turn"}),
+        (
+            [started(), adopted()],
+            {"status": "running", "locked_by": "worker-b", "locked_at": after(3), "attempts": 1},
+        ),
+        ([started(), attempt_failed(retry_at=after(60))], BACK_OFF | {"completed_at": None}),
+        (
+            [started(), attempt_failed(), started(attempt=2)],
+            {"status": "running", "attempts": 2, "error_code": None, "error_message": None, "retry_at": None},
+        ),
+        (
+            [started(), completed(cached=True)],
+            {"status": "completed", "completed_at": after(3), "locked_by": None, "cached": True, "seq": 3},
+        ),
+        (
+            [started(), failed(attempt=1)],
+            {
+                "status": "failed",
+                "completed_at": after(3),
+                "error_message": "out of memory",
+                "locked_at": None,
+            },
+        ),
+        ([cancelled()], {"status": "cancelled", "completed_at": after(2), "attempts": 0}),
+        ([started(), attempt_failed(), cancelled(attempt=1)], {"status": "cancelled", "retry_at": None}),
+        (
+            [started(), failed(attempt=1), retried(attempt=1, max_attempts=4)],
+            {
+                "status": "pending",
+                "attempts": 1,
+                "max_attempts": 4,
+                "completed_at": None,
+                "error_message": None,
+                "submitted_seq": 1,
+                "admitted_seq": 4,
+            },
+        ),
+    ],
+    ids=lambda value: " ".join(e.type.partition(".")[2] for e in value) if isinstance(value, list) else "",
+)
+async def test_a_job_stands_in_the_queue_as_its_events_tell(
+    connection: Connection, events: list[Event], expected: dict[str, Any]
+) -> None:
+    await told(connection, submitted(priority=2), *events)
+    assert subset(await job(connection), expected) == expected
+
+
+async def test_a_completed_job_names_its_pictures(connection: Connection) -> None:
+    await told(connection, submitted(), started(), completed())
+    [asset] = (await job(connection))["assets"]
+    assert asset == {
+        "asset_id": str(produced().asset_id),
+        "asset_type": "npc_bust",
+        "content_hash": "ab" * 32,
+        "format": "png",
+        "size_bytes": 1200,
+    }
+
+
+# ---------------------------------------------------------------- inventory
+
+
+async def inventory(connection: Connection) -> list[tuple[Any, ...]]:
+    """Each content with when it goes and who refers to it."""
+    rows = await connection.fetch(
+        """select a.content_hash, a.expires_at, array_agg(r.job_id order by r.job_id) as jobs
+        from asset_inventory a left join asset_reference r on r.asset_id = a.id
+        group by a.id order by a.seq"""
+    )
+    return [(row["content_hash"][:2], row["expires_at"], row["jobs"]) for row in rows]
+
+
+async def test_equal_pictures_are_one_asset_that_lives_as_long_as_the_longest(connection: Connection) -> None:
+    await told(
+        connection,
+        stored(job_id(1), expires_at=after(60)),
+        stored(job_id(2), "lin", expires_at=after(3600)),
+        stored(job_id(3), "wu", expires_at=after(5)),
+        stored(job_id(3), "wu", content_hash="cd" * 32),
+    )
+    assert await inventory(connection) == [
+        ("ab", after(3600), [job_id(1), job_id(2), job_id(3)]),
+        ("cd", after(3600), [job_id(3)]),
+    ]
+
+
+async def test_a_picture_goes_with_its_last_reference(connection: Connection) -> None:
+    await told(connection, stored(job_id(1)), stored(job_id(2), "lin"), deleted(job_id(1)))
+    assert await inventory(connection) == [("ab", after(3600), [job_id(2)])]
+    assert await connection.fetchval("select count(*) from asset_reference") == 1
+
+
+async def test_a_picture_without_reference_is_gone_and_may_come_again(connection: Connection) -> None:
+    await told(connection, stored(job_id(1)), deleted(job_id(1)), deleted(job_id(1)))
+    assert await inventory(connection) == []
+    await connection.execute("truncate projection_checkpoint")
+    await told(connection, stored(job_id(1)), deleted(job_id(1)), stored(job_id(2), expires_at=after(9)))
+    assert await inventory(connection) == [("ab", after(9), [job_id(2)])]
+
+
+async def test_an_asset_row_holds_what_was_stored(connection: Connection) -> None:
+    await told(connection, stored(category="military", variant_key="f_young_calm", character_id="Mei"))
+    row = dict(await connection.fetchrow("select * from asset_inventory") or {})
+    expected = {
+        "id": asset_id("ab" * 32),
+        "dimensions": "512x768",
+        "dominant_color": "#336699",
+        "generation_params": {"prompt": "a crane", "seed": 7},
+        "created_at": NOW,
+        "access_count": 0,
+        "search": "npc_bust military f_young_calm mei a crane",
+    }
+    assert subset(row, expected) == expected
+
+
+# ------------------------------------------------------------ stats and usage
+
+
+async def test_outcomes_are_counted_by_hour_and_duration(connection: Connection) -> None:
+    await told(
+        connection,
+        *(submitted(job_id(n)) for n in (1, 2, 3, 4)),
+        completed(job_id(1), run_ms=1000, waited_ms=50),
+        completed(job_id(2), run_ms=1010, waited_ms=150),
+        completed(job_id(3), cached=True),
+        cancelled(job_id(4)),
+    )
+    rows = await connection.fetch("select * from generation_stats order by outcome")
+    assert {row["hour"] for row in rows} == {NOW}
+    counted = [(r["outcome"], r["duration_bucket"], r["jobs"], r["run_ms"], r["waited_ms"]) for r in rows]
+    assert counted == [
+        ("cached", 0, 1, 0, 0),
+        ("cancelled", 0, 1, 0, 0),
+        ("completed", bucket(1000), 2, 2010, 200),
+        ("submitted", 0, 4, 0, 0),
+    ]
+
+
+@pytest.mark.parametrize("duration", [1, 2, 3, 10, 999, 12_345, 3_600_000])
+def test_a_duration_is_read_back_to_within_three_percent(duration: int) -> None:
+    assert milliseconds(bucket(duration)) == pytest.approx(duration, rel=0.03)
+    assert (bucket(0), milliseconds(0)) == (0, 0.0)
+
+
+async def test_samples_are_kept_one_by_one(connection: Connection) -> None:
+    log = Log()
+    for value in (1, 2**50):
+        log.add(sampled(value=value, details={"limit": 2**53}))
+    await fold(connection, log.records, [2], [usage])
+    rows = await connection.fetch('select * from resource_usage_log order by "timestamp"')
+    assert [(r["metric_type"], r["metric_value"], r["details"], r["timestamp"]) for r in rows] == [
+        ("disk_usage", 1, {"limit": 2**53}, after(1)),
+        ("disk_usage", 2**50, {"limit": 2**53}, after(2)),
+    ]

@@ -1,0 +1,218 @@
+"""The projector between a real log and a real Postgres, either of which may die."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from nats.aio.client import Client
+
+from factories import cancelled, job_id, meta, sampled, started, submitted
+from folding import ALL, fold, tables
+from forge import database, follower, topology
+from forge.broker import connect
+from forge.database import Pool
+from forge.embedded import EmbeddedNats, EmbeddedPostgres
+from forge.errors import LogUnreadable
+from forge.events.envelope import headers
+from forge.eventstore import Draft, EventStore
+from forge.workers import projector
+from waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "_HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(follower, "_SILENT_SECONDS", 0.9)
+
+
+@pytest.fixture
+async def pool(database_dsn: str) -> AsyncIterator[Pool]:
+    async with database.opened(database_dsn) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def projecting(nats_server: EmbeddedNats, pool: Pool) -> AsyncIterator[asyncio.Task[None]]:
+    """A projector on its own connection; ends as a killed process would."""
+    nc = await connect(nats_server.url, "projector")
+    task = asyncio.create_task(projector.run(nc, pool))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await nc.close()
+
+
+async def write(events: EventStore, count: int, user: str) -> int:
+    """Jobs of a new user, each submitted, then started or cancelled; returns the last sequence."""
+    ledger, seq = topology.admissions(user), 0
+    first = 1000 * int.from_bytes(user.encode()) % 2**40
+    for nth in range(first, first + count):
+        job = job_id(nth)
+        [record] = await events.append([Draft(submitted(job, user), meta(f"submit {nth}"), ledger, seq)])
+        seq = record.seq
+        fact = cancelled(job, user) if nth % 2 else started(job, user)
+        [record] = await events.append([Draft(fact, meta(f"fact {nth}"), topology.job(user, job), 0)])
+    return record.seq
+
+
+async def reaches(pool: Pool, seq: int) -> None:
+    """Wait until the tables tell of this event."""
+
+    async def there() -> bool:
+        try:
+            async with database.answering(), asyncio.timeout(2):
+                position = await pool.fetchval(
+                    "select coalesce(min(seq), 0) from projection_checkpoint where projection <> 'usage'"
+                )
+        except (TimeoutError, database.DatabaseUnavailable):
+            return False
+        return bool(position >= seq)
+
+    await wait_until(there, 20, f"the tables reach {seq}")
+
+
+async def same_as_folded_by_hand(pool: Pool, events: EventStore) -> None:
+    """The tables hold what the log says, taken in one by one."""
+    records = [await events.at(seq) for seq in range(1, await events.head() + 1)]
+    async with pool.acquire() as connection:
+        projected = await tables(connection)
+        for name in projected:
+            await connection.execute(f"truncate {name}")
+        await fold(connection, [record for record in records if record], [7])
+        assert await tables(connection) == projected
+
+
+async def test_the_tables_follow_the_log(nats_server: EmbeddedNats, pool: Pool, events: EventStore) -> None:
+    await write(events, 20, "before")
+    async with projecting(nats_server, pool):
+        await reaches(pool, await write(events, 20, "while"))
+    await same_as_folded_by_hand(pool, events)
+
+
+async def test_a_sample_has_its_own_stream_and_checkpoint(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
+) -> None:
+    last = await write(events, 3, "mei")
+    where = topology.subject(sampled())
+    await nats_client.request(
+        where, msgspec.json.encode(sampled()), headers=headers(sampled(), meta(), where)
+    )
+    async with projecting(nats_server, pool):
+        await reaches(pool, last)
+        await wait_until(lambda: pool.fetchval("select count(*) from resource_usage_log"))
+        positions = "select projection, seq from projection_checkpoint"
+        found = {row["projection"]: row["seq"] for row in await pool.fetch(positions)}
+    assert found == {"queue": 6, "inventory": 6, "stats": 6, "usage": 1}
+
+
+async def test_readers_are_told_how_far_the_tables_are(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
+) -> None:
+    told: list[int] = []
+
+    async def heard(message: object) -> None:
+        told.append(msgspec.json.decode(message.data)["seq"])  # type: ignore[attr-defined]
+
+    await nats_client.subscribe(topology.CHECKPOINT, cb=heard)
+    async with projecting(nats_server, pool):
+        last = await write(events, 5, "mei")
+        await wait_until(lambda: last in told)
+    assert told == sorted(told)
+
+
+async def test_two_projectors_write_everything_once(
+    nats_server: EmbeddedNats, pool: Pool, events: EventStore
+) -> None:
+    async with projecting(nats_server, pool), projecting(nats_server, pool):
+        for user in ("mei", "lin", "wu"):
+            last = await write(events, 15, user)
+        await reaches(pool, last)
+    await same_as_folded_by_hand(pool, events)
+
+
+async def test_a_projector_that_starts_again_goes_on(
+    nats_server: EmbeddedNats, pool: Pool, events: EventStore
+) -> None:
+    for user in ("mei", "lin", "wu"):
+        async with projecting(nats_server, pool):
+            last = await write(events, 10, user)
+    async with projecting(nats_server, pool):
+        await reaches(pool, last)
+    await same_as_folded_by_hand(pool, events)
+
+
+async def test_a_log_that_is_killed_is_read_on(
+    nats_server: EmbeddedNats, pool: Pool, events: EventStore
+) -> None:
+    async with projecting(nats_server, pool):
+        await reaches(pool, await write(events, 5, "before"))
+        writing = asyncio.create_task(write(events, 20, "while"))
+        nats_server.kill()
+        nats_server.start()
+        await reaches(pool, await writing)
+    await same_as_folded_by_hand(pool, events)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_postgres_that_goes_and_comes_is_written_on(
+    nats_server: EmbeddedNats, events: EventStore, open_directory: Path, how: str
+) -> None:
+    """It commits without waiting for its disk: what a crash takes, rows and checkpoint, is taken in again."""
+    server = EmbeddedPostgres(open_directory / f"own-{how}", settings={"fsync": "off"})
+    server.start()
+    try:
+        await database.migrate(server.dsn())
+        async with database.opened(server.dsn()) as pool, projecting(nats_server, pool) as task:
+            await reaches(pool, await write(events, 5, "before"))
+            writing = asyncio.create_task(write(events, 20, "while"))
+            getattr(server, how)()
+            last = await writing
+            server.start()
+            await reaches(pool, last)
+            await reaches(pool, await write(events, 5, "later"))
+            assert not task.done()
+            await same_as_folded_by_hand(pool, events)
+    finally:
+        server.stop()
+
+
+async def test_what_cannot_be_read_stops_it_by_sequence_with_everything_before_it_in(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
+) -> None:
+    last = await write(events, 3, "mei")
+    await nats_client.request("forge.evt.admission.mallory", b"\x00")
+    await write(events, 3, "lin")
+    async with projecting(nats_server, pool) as task:
+        await asyncio.wait({task}, timeout=10)
+        assert isinstance(task.exception(), ExceptionGroup)
+        with pytest.raises(ExceptionGroup) as raised:
+            task.result()
+    [unreadable] = raised.value.exceptions
+    assert isinstance(unreadable, LogUnreadable)
+    assert f"message {last + 1}" in unreadable.detail
+    async with pool.acquire() as connection:
+        assert [await p.position(connection) for p in ALL] == [last] * 3
+
+
+async def test_what_postgres_cannot_hold_stops_it_by_sequence(
+    nats_server: EmbeddedNats, pool: Pool, events: EventStore
+) -> None:
+    """A zero byte passes JSON and breaks Postgres; the edge refuses it, and no one can skip it here."""
+    last = await write(events, 2, "mei")
+    poison = submitted(job_id(7), "mallory", params={"prompt": "a\0b"})
+    [record] = await events.append([Draft(poison, meta("poison"), topology.admissions("mallory"), 0)])
+    async with projecting(nats_server, pool) as task:
+        await asyncio.wait({task}, timeout=10)
+        with pytest.raises(ExceptionGroup) as raised:
+            task.result()
+    assert isinstance(raised.value.exceptions[0], LogUnreadable)
+    assert f"message {record.seq}" in str(raised.value.exceptions[0])
+    async with pool.acquire() as connection:
+        assert [await p.position(connection) for p in ALL] == [last] * 3
