@@ -9,7 +9,7 @@ import pytest
 from nats.aio.client import Client
 
 from factories import submitted
-from forge import topology
+from forge import broker, topology
 from forge.broker import BrokerRefused, connect, exchange, request
 from forge.embedded import EmbeddedNats
 from forge.errors import LogUnavailable
@@ -18,7 +18,8 @@ from forge.eventstore import EventStore
 LEDGER = topology.subject(submitted())
 
 
-async def test_nobody_at_the_address_is_said_by_address() -> None:
+async def test_nobody_at_the_address_is_said_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "CONNECT_SECONDS", 0.3)
     with pytest.raises(LogUnavailable, match=r"nats://127.0.0.1:9 does not answer"):
         await connect("nats://127.0.0.1:9", "test")
 
