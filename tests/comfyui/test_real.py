@@ -132,17 +132,19 @@ async def test_an_uploaded_picture_can_be_drawn_from(comfy: Comfy) -> None:
     assert pixel(await whole(comfy, outputs[0])) == ((48, 32), (200, 10, 90))
 
 
-async def test_a_sampler_tells_its_progress(server: Server, comfy: Comfy) -> None:
+async def test_a_sampler_tells_its_progress(server: Server) -> None:
     checkpoint = "tiny-random-sd15.safetensors" if server.simulated else CHECKPOINT
     if checkpoint is None:
         pytest.skip("needs FORGE_TEST_COMFYUI_CHECKPOINT")
     prompt_id = uuid4()
     told: list[Progress] = []
-    await comfy.submit(prompt_id, sampled(checkpoint, f"forge/{prompt_id}/img"), outputs=["7"])
-    outputs = await comfy.wait(prompt_id, timeout=PATIENCE * 1.5, on_progress=told.append)
-    assert told == sorted(told, key=lambda progress: progress.value)
-    assert told[-1] == Progress(3, 3, "5")
-    assert pixel(await whole(comfy, outputs[0]))[0] == (64, 64)
+    async with Comfy(server.url, SOCKET_ALONE) as comfy:
+        assert await comfy.wait(await submitted(comfy), timeout=PATIENCE)  # the socket is open by now
+        await comfy.submit(prompt_id, sampled(checkpoint, f"forge/{prompt_id}/img"), outputs=["7"])
+        outputs = await comfy.wait(prompt_id, timeout=PATIENCE * 1.5, on_progress=told.append)
+        assert told == sorted(told, key=lambda progress: progress.value)
+        assert told[-1] == Progress(3, 3, "5")
+        assert pixel(await whole(comfy, outputs[0]))[0] == (64, 64)
 
 
 def sampled(checkpoint: str, prefix: str) -> dict[str, Any]:
