@@ -77,7 +77,7 @@ async def _message_bytes(forge: str, nats_url: str) -> int:
 
 def _table(rounds: Rounds) -> Table:
     table = Table(title="accepted requests, durable")
-    columns = ["clients", "forge /s", "route /s", "publish /s", "of the route"]
+    columns = ["clients", "forge /s", "503", "route /s", "publish /s", "of the route"]
     columns += [f"{which} {who} ms" for which in ("p50", "p95") for who in ("forge", "route")]
     for column in columns:
         table.add_column(column, justify="right")
@@ -89,7 +89,9 @@ def _table(rounds: Rounds) -> Table:
 
         table.add_row(
             str(clients),
-            *(harness.spread(rates[name]).shown(0) for name in ("forge", "route", "publish")),
+            harness.spread(rates["forge"]).shown(0),
+            str(sum(one.refused for one in found["forge"])),
+            *(harness.spread(rates[name]).shown(0) for name in ("route", "publish")),
             harness.ratio(rates["forge"], rates["route"]).shown(2),
             latency("forge", "p50_ms"),
             latency("route", "p50_ms"),

@@ -36,7 +36,8 @@ _NONE: Mapping[str, int] = {}
 class Measured(msgspec.Struct, frozen=True):
     """What one load process found in its window: things done, seconds, and latencies in milliseconds.
 
-    ``total`` counts what was done outside the window, too; ``cpu_ms`` is what each of them cost the servers.
+    ``total`` counts what was done outside the window, too; ``cpu_ms`` is what each of them cost the servers;
+    ``refused`` requests were answered 503, as a server does when the log is slow, and asked again.
     """
 
     done: int
@@ -44,6 +45,7 @@ class Measured(msgspec.Struct, frozen=True):
     p50_ms: float
     p95_ms: float
     total: int
+    refused: int = 0
     cpu_ms: dict[str, float] = {}
 
     @property
@@ -83,7 +85,7 @@ class Measuring:
         now = time.perf_counter()
         self.opens, self.closes = now + warm_up, now + warm_up + seconds
         self.latencies: list[float] = []
-        self.total = 0
+        self.total = self.refused = 0
 
     @property
     def over(self) -> bool:
@@ -106,6 +108,7 @@ class Measuring:
             p50_ms=cuts[49] * 1e3,
             p95_ms=cuts[94] * 1e3,
             total=self.total,
+            refused=self.refused,
         )
 
 

@@ -72,6 +72,9 @@ async def _client(
         nth += 1
         began = time.perf_counter()
         status, body = await connection.ask(request)
+        if status == 503:
+            measuring.refused += 1
+            continue
         if status != 202:
             raise RuntimeError(f"forge answered {status}: {body[:500]!r}")
         job_id = _accepted.decode(body).id

@@ -28,6 +28,9 @@ async def _client(url: str, client: int, clients: int, measuring: Measuring) -> 
         request = post(url, SUBMIT, bust(client, nth), user(client, clients, nth))
         began = time.perf_counter()
         status, body = await connection.ask(request)
+        if status == 503:
+            measuring.refused += 1
+            continue
         if status != 202:
             raise RuntimeError(f"answered {status}: {body[:500]!r}")
         measuring.note(began)

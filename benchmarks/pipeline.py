@@ -48,7 +48,7 @@ async def _rounds(count: int, seconds: float, pids: dict[str, int], forge: str, 
         )
 
     for in_flight in (1, 10):  # everything is imported, connected and warm
-        await measure("forge", in_flight, 1.0)
+        await measure("forge", in_flight, min(1.0, seconds))
     rounds: Rounds = {who: {nth: [] for nth in levels} for who, levels in IN_FLIGHT.items()}
     for _ in range(count):
         for who, levels in rounds.items():
