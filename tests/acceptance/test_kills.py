@@ -75,13 +75,15 @@ async def test_orders_that_vanish_are_given_again(
     system: System, witness: Witness, everything_asked: list[Crowd]
 ) -> None:
     await system.order("sim", "render", {"least_ms": 800})
-    system.start("generation2")  # with hands free for a fourth
     async with system.client("mei") as mei:
         asked = [request("mei") for _ in range(8)]
         for one in asked:
             await ask_until_answered(mei, one)
         await wait_until(lambda: witness.simulator("sim")[-1]["present"] == 3, 20, "three prompts")
+        system.start("generation2")  # with hands free for a fourth
         await witness.purge_orders()
+        system.kill("generation")
+        system.start("generation")
         await happened(witness, "completed", job=asked[-1].answers[0])
     await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), *asked])
 
