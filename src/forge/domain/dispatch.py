@@ -196,7 +196,8 @@ class Line:
 
     def _reason(self, head: Waiting, level: int, turn: int) -> str:
         aged = f", aged to {level}" if level < head.priority else ""
+        rested = max(0, self.starts - turn)
         return (
             f"priority {head.priority}{aged}; waited {self.starts - head.since} starts; "
-            f"{head.user_id}'s turn after {self.starts - turn} starts among {len(self._lanes)} waiting users"
+            f"{head.user_id}'s turn after {rested} starts among {len(self._lanes)} waiting users"
         )

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 
 from forge.comfyui.backends import Backends
 from forge.comfyui.client import Comfy
-from forge.comfyui.protocol import Output, Sighting
+from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
 from forge.commands import Jobs, Loaded
 from forge.domain.ids import asset_id, prompt_id
@@ -124,7 +124,7 @@ class Attempt:
         return comfy
 
     async def _adopt(self) -> Comfy:
-        """Take over a prompt that was submitted before; what ComfyUI does not know is lost, not done."""
+        """Take over a prompt that was submitted before; waiting for it tells whether ComfyUI knows it."""
         job, studio = self.loaded.job, self.studio
         if exhausted(job):
             raise PromptLost(f"{job.adoption} workers were lost on this attempt")
@@ -132,8 +132,6 @@ class Attempt:
         comfy = studio.backends.named(job.backend)
         if comfy is None:
             raise PromptLost(f"{job.backend} is no longer a backend of this forge")
-        if await comfy.look(self.prompt) is Sighting.ABSENT:
-            raise PromptLost(f"{job.backend} does not know the prompt")
         log.info("adopted", extra={"job": str(job.id), "attempt": job.attempt, "backend": job.backend})
         return comfy
 
