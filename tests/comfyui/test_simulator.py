@@ -34,7 +34,7 @@ async def serving(**options: Any) -> AsyncIterator[Pair]:
         Simulator(SimulatorOptions(**options)) as simulator,
         aiohttp.ClientSession(simulator.url) as session,
     ):
-        yield simulator, Server(session, simulator.options.version, simulated=True)
+        yield simulator, Server(session, simulator.url, simulator.options.version, simulated=True)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def start_process(folder: Path) -> tuple[subprocess.Popen[str], str]:
 async def test_the_record_survives_kill_9(tmp_path: Path) -> None:
     process, url = await asyncio.to_thread(start_process, tmp_path)
     async with aiohttp.ClientSession(url) as session:
-        server = Server(session, "0.27.0", simulated=True)
+        server = Server(session, url, "0.27.0", simulated=True)
         ids = [await server.submit(flat("k")) for _ in range(3)]
         await wait_until(lambda: _runs(server, ids[0]), what="the first runs")
     process.kill()

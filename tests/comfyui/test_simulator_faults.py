@@ -25,7 +25,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 @pytest.fixture
 async def server(simulator: Simulator) -> AsyncIterator[Server]:
     async with aiohttp.ClientSession(simulator.url) as session:
-        yield Server(session, "0.27.0", simulated=True)
+        yield Server(session, simulator.url, "0.27.0", simulated=True)
 
 
 async def switch(server: Server, **faults: Any) -> None:
@@ -52,7 +52,7 @@ async def test_faults_can_be_on_from_the_start() -> None:
         Simulator(SimulatorOptions(faults=Faults(fail_next=1))) as simulator,
         aiohttp.ClientSession(simulator.url) as session,
     ):
-        entry = await Server(session, "0.27.0", simulated=True).run(flat("f"))
+        entry = await Server(session, simulator.url, "0.27.0", simulated=True).run(flat("f"))
     assert entry["status"]["status_str"] == "error"
 
 
