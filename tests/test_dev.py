@@ -100,7 +100,15 @@ def record_of(data_dir: Path) -> DevRecord:
 
 
 def alive(pids: dict[str, int]) -> set[str]:
-    return {name for name, pid in pids.items() if psutil.pid_exists(pid)}
+    return {name for name, pid in pids.items() if lives(pid)}
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and not merely unburied: nobody says when init gets to the orphans."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_dev_says_one_line_serves_and_leaves_nothing_behind(run: Run, data_dir: Path) -> None:
