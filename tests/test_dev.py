@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from forge.demo import faults_of
 from forge.embedded import EmbeddedNats
 from forge.embedded.record import DevRecord, running
+from processes import alive
 from waiting import wait_until
 
 READY = "forge ready at "
@@ -99,16 +99,8 @@ def record_of(data_dir: Path) -> DevRecord:
     return record
 
 
-def alive(pids: dict[str, int]) -> set[str]:
-    return {name for name, pid in pids.items() if lives(pid)}
-
-
-def lives(pid: int) -> bool:
-    """Whether a process is there and not merely unburied: nobody says when init gets to the orphans."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+def remaining(pids: dict[str, int]) -> set[str]:
+    return {name for name, pid in pids.items() if alive(pid)}
 
 
 async def test_dev_says_one_line_serves_and_leaves_nothing_behind(run: Run, data_dir: Path) -> None:
@@ -120,7 +112,7 @@ async def test_dev_says_one_line_serves_and_leaves_nothing_behind(run: Run, data
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.get("/api/v1/comfyui/stats")).status_code == 200
     assert await forge.stop() == (0, "", "")
-    assert alive(children) == set()
+    assert remaining(children) == set()
     assert running(data_dir) is None
     assert not (data_dir / "dev.json").exists()
     assert {log.stem for log in (data_dir / "log").glob("*.log")} == set(children)
@@ -146,7 +138,7 @@ async def test_a_start_after_kill_9_takes_over_port_and_data(run: Run, data_dir:
     await forge.process.wait()
     again = await run("dev", data_dir, "--port", port)
     assert await again.ready() == url
-    assert alive(children) == set()
+    assert remaining(children) == set()
     async with httpx.AsyncClient(base_url=f"{url}/api/v1/comfyui", timeout=30) as client:
 
         async def completed() -> bool:
@@ -245,7 +237,7 @@ async def test_a_signal_while_it_starts_stops_it_cleanly(run: Run, data_dir: Pat
     children = record_of(data_dir).children
     status, out, _ = await forge.stop()
     assert (status, out) == (0, "")
-    assert alive(children) == set()
+    assert remaining(children) == set()
 
 
 async def test_the_demo_checks_every_picture_and_a_second_one_finds_the_first(

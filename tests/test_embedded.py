@@ -23,6 +23,7 @@ from forge.embedded import EmbeddedNats, EmbeddedPostgres
 from forge.embedded.postgres_files import account_for, run_as, socket_directory
 from forge.embedded.process import Account
 from forge.errors import ServerFailed
+from processes import alive
 from waiting import wait_until
 
 Server = EmbeddedNats | EmbeddedPostgres
@@ -289,13 +290,6 @@ def test_a_database_that_was_closed_off_is_not_replaced_by_an_empty_one(place: P
     (place / "p").chmod(0o700)
     with pytest.raises(ServerFailed, match="cannot reach it any more"):
         EmbeddedPostgres(place / "p" / "postgres").start()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def bystander(data: Path) -> subprocess.Popen[bytes]:

@@ -21,6 +21,7 @@ from forge import images
 from forge.errors import PictureRefused, StoreFailed
 from forge.images import Picture, Workshop
 from pictures import PROFILE, bomb, chunk, encoded, hostile, noise, png, profile, with_text
+from processes import alive
 from waiting import wait_until
 
 HOSTILE = hostile()
@@ -361,9 +362,5 @@ async def test_children_die_with_a_killed_parent_even_when_they_do_not_listen(
     os.kill(pids[0], signal.SIGSTOP)
     parent.kill()
     await parent.wait()
-    gone = [
-        wait_until(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
-        for pid in pids
-    ]
-    await asyncio.gather(*gone)
+    await wait_until(lambda: not any(alive(pid) for pid in pids), what="both children ended")
     assert await parent.stderr.read() == b""

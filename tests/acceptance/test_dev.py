@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from acceptance.system import API
+from processes import alive
 from waiting import wait_until
 
 SWATCH = {"job_type": "ui_icon", "params": {"width": 256, "height": 256}}
@@ -29,10 +30,10 @@ class Dev:
     def __init__(self, process: asyncio.subprocess.Process, url: str, data_dir: Path) -> None:
         self.process, self.url, self.data_dir = process, url, data_dir
 
-    def family(self) -> list[psutil.Process]:
-        """The supervisor and everything it started."""
-        supervisor = psutil.Process(self.process.pid)
-        return [supervisor, *supervisor.children(recursive=True)]
+    def family(self) -> list[int]:
+        """The process ids of the supervisor and of everything it started."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [self.process.pid, *(child.pid for child in children)]
 
     async def asset(self) -> dict[str, Any]:
         """Have a picture made."""
@@ -87,14 +88,14 @@ async def test_after_a_kill_of_the_supervisor_the_next_start_goes_on(root: Path)
         first.process.kill()
         await first.process.wait()
     async with dev(root) as second:
-        assert not [process for process in family if process.is_running()], "nobody of the first is left"
+        assert not [pid for pid in family if alive(pid)], "nobody of the first is left"
         assert await second.assets() == {made["id"]}
         again = await second.asset()
         assert await second.assets() == {made["id"], again["id"]}
         second_family = second.family()
         second.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(second.process.wait(), 40) == 0
-    assert not [process for process in second_family if process.is_running()]
+    assert not [pid for pid in second_family if alive(pid)]
 
 
 @pytest.mark.timeout(180)
