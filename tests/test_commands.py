@@ -7,20 +7,20 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 
 import pytest
 from nats.aio.client import Client
 
-from factories import after, deleted, meta, request, stored
+from factories import after, request, stored
 from forge import topology
 from forge.broker import connect
-from forge.commands import Admissions, Assets, Jobs, Loaded, fingerprint
+from forge.commands import Admissions, Jobs, Loaded, fingerprint
 from forge.domain.dispatch import Line
 from forge.domain.ids import keyed_job_id
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start, Status
 from forge.embedded import EmbeddedNats
 from forge.errors import (
-    Conflict,
     ForgeError,
     JobNotFailed,
     KeyReused,
@@ -32,6 +32,7 @@ from forge.errors import (
 from forge.events.jobs import JobCompleted, JobSubmitted
 from forge.eventstore import Draft, EventStore
 from forge.follower import follow
+from forge.library import Library
 from waiting import wait_until
 
 Process = Callable[..., Awaitable[Admissions]]
@@ -361,8 +362,9 @@ async def test_a_cancelled_job_takes_no_result(process: Process, events: EventSt
     running = await start(jobs, await submit(admissions))
     await jobs.act(running, Cancel(), actor="mei", name="cancel")
     command = Complete(1, "a", (), after(9))
+    counted = partial(Library(events).entries, [stored(running.job.id)])
     with pytest.raises(StaleAttempt):
-        await jobs.act(running, command, actor="worker", name="1/complete/a", before=[stored(running.job.id)])
+        await jobs.act(running, command, actor="worker", name="1/complete/a", before=counted)
     assert await everything(events) == ["job.submitted", "job.started", "job.cancelled"]
 
 
@@ -407,25 +409,3 @@ async def test_what_is_loaded_is_what_was_acted(process: Process, events: EventS
     loaded = await jobs.load("mei", done.job.id, 1)
     assert loaded == done
     assert [type(fact.event) for fact in loaded.facts][-1] is JobCompleted
-
-
-# ---------------------------------------------------------------------- assets
-
-
-async def test_a_reference_is_given_up_as_often_as_it_is_asked(events: EventStore) -> None:
-    assets = Assets(events)
-    assert [await assets.delete(deleted(), actor="mei") for _ in range(2)] == [1, 2]
-
-
-async def test_deleting_at_once_conflicts_and_decides_again(events: EventStore) -> None:
-    assets = Assets(events)
-    seqs = await asyncio.gather(*(assets.delete(deleted(), actor="mei") for _ in range(10)))
-    assert set(seqs) == set(range(1, await events.head() + 1))
-
-
-async def test_a_deletion_minds_who_wrote_meanwhile(events: EventStore) -> None:
-    filter_ = topology.asset(None, "npc_bust", deleted().asset_id)
-    await events.append([Draft(deleted(), meta("one"), filter_, 0)])
-    with pytest.raises(Conflict):
-        await events.append([Draft(deleted(), meta("two"), filter_, 0)])
-    assert await Assets(events).delete(deleted(), actor="mei") == 2

@@ -22,11 +22,12 @@ from nats.aio.client import Client
 from forge import database, telemetry, topology
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.library import Library
 from forge.settings import Settings
 from forge.store import Store
 
@@ -123,6 +124,7 @@ async def _generation(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
         jobs=Jobs(events),
+        library=Library(events),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
@@ -191,7 +193,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             store=events,
             admissions=admissions,
             jobs=admissions.jobs,
-            assets=Assets(events),
+            library=Library(events),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,

@@ -1,7 +1,7 @@
 """What can be asked of forge, as acts on the log: load a boundary, decide, append, and again on a conflict.
 
-:class:`Admissions` lets jobs in. :class:`Jobs` takes one job through its life. :class:`Assets` gives an asset
-up. Nothing here knows Postgres, so requests are accepted while it is down.
+:class:`Admissions` lets jobs in. :class:`Jobs` takes one job through its life. Nothing here knows Postgres,
+so requests are accepted while it is down.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from forge.domain.ids import new_id
 from forge.domain.jobs import Command, Job, Retry, admitted, decide, evolve
 from forge.domain.limits import DEFAULT_PRIORITY
 from forge.errors import Conflict, JobNotFailed, KeyReused, LogUnavailable, NotFound, QueueFull
-from forge.events.assets import AssetDeleted
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.events.jobs import Admission, JobCancelled, JobRetried, JobStarted, JobSubmitted
 from forge.eventstore import Draft, EventStore
 from forge.telemetry import traceparent
-from forge.topology import admissions, asset
+from forge.topology import admissions
 from forge.topology import job as facts_of
 
 SUBMIT_SECONDS = 0.8
@@ -68,6 +67,19 @@ class Loaded(msgspec.Struct, frozen=True):
     requested: Meta
     seq: int
     facts: tuple[Recorded, ...] = ()
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An event to be written with others, and the boundary whose newest event it expects, if any."""
+
+    event: Event
+    boundary: str | None = None
+    expected: int = 0
+
+
+async def no_entries() -> list[Entry]:
+    """For a decision that stands alone."""
+    return []
 
 
 def fingerprint(body: Any) -> str:
@@ -145,7 +157,7 @@ class Admissions:
     ) -> list[Recorded]:
         if not events:
             return []
-        drafts = [Draft(e, _meta(f"{e.job_id}/{command}", 0, actor, e.job_id)) for e in events]
+        drafts = [Draft(e, meta(f"{e.job_id}/{command}", 0, actor, e.job_id)) for e in events]
         drafts[0] = msgspec.structs.replace(drafts[0], boundary=admissions(user), expected=seen)
         records = await self.store.append(drafts, within=SUBMIT_SECONDS)
         for record in records:
@@ -283,10 +295,10 @@ class Jobs:
         *,
         actor: str,
         name: str,
-        before: Sequence[Event] = (),
+        before: Callable[[], Awaitable[Sequence[Entry]]] = no_entries,
         within: float = 10.0,
     ) -> Loaded:
-        """Decide and append, again on a conflict; ``before`` are events that hold only if this one does.
+        """Decide and append, again on a conflict; ``before`` makes the entries that hold only if it does.
 
         ``name`` names the command within the job, and who says it where that matters (``2/start/worker-a``):
         the same name is the same act, and saying it twice does it once.
@@ -299,26 +311,32 @@ class Jobs:
             events = decide(command, loaded.job)
             if not events:
                 return loaded
+            entries = [*await before(), *map(Entry, events)]
             try:
-                records = await self._append(loaded, [*before, *events], actor, name, within)
+                records = await self._append(loaded, entries, actor, name, within)
             except Conflict:
                 job = loaded.job
                 loaded = await self.load(job.user_id, job.id, job.submitted_seq, job.admitted_seq)
                 continue
-            job = loaded.job
-            for record in records[len(before) :]:
+            job, mine = loaded.job, records[-len(events) :]
+            for record in mine:
                 job = evolve(job, record.event, record.meta.at)
-            facts = (*loaded.facts, *records[len(before) :])
+            facts = (*loaded.facts, *mine)
             return msgspec.structs.replace(loaded, job=job, seq=records[-1].seq, facts=facts)
         raise LogUnavailable(f"job {loaded.job.id} changes faster than can be decided")
 
     async def _append(
-        self, loaded: Loaded, events: list[Event], actor: str, name: str, within: float
+        self, loaded: Loaded, entries: Sequence[Entry], actor: str, name: str, within: float
     ) -> list[Recorded]:
         job = loaded.job
         drafts = [
-            Draft(e, _meta(f"{job.id}/{job.admitted_seq}/{name}", nth, actor, job.id))
-            for nth, e in enumerate(events)
+            Draft(
+                e.event,
+                meta(f"{job.id}/{job.admitted_seq}/{name}", nth, actor, job.id),
+                e.boundary,
+                e.expected,
+            )
+            for nth, e in enumerate(entries)
         ]
         drafts[-1] = msgspec.structs.replace(
             drafts[-1], boundary=facts_of(job.user_id, job.id), expected=loaded.seq
@@ -326,30 +344,8 @@ class Jobs:
         return await self.store.append(drafts, within=within)
 
 
-# -------------------------------------------------------------------- assets
-
-
-class Assets:
-    """Gives assets up."""
-
-    def __init__(self, store: EventStore) -> None:
-        self.store = store
-
-    async def delete(self, event: AssetDeleted, *, actor: str, within: float = 10.0) -> int:
-        """Record that one reference is given up; the sequence of the event that says so."""
-        filter_ = asset(event.character_id, event.asset_type, event.asset_id)
-        for _ in range(_TRIES):
-            boundary = await self.store.load(filter_, timeout=min(within, 2.0))
-            meta = _meta(f"{event.asset_id}/{event.job_id}/delete/{boundary.seq}", 0, actor, event.job_id)
-            try:
-                [record] = await self.store.append([Draft(event, meta, filter_, boundary.seq)], within=within)
-            except Conflict:
-                continue
-            return record.seq
-        raise LogUnavailable(f"asset {event.asset_id} changes faster than can be decided")
-
-
-def _meta(command: str, position: int, actor: str, job_id: UUID) -> Meta:
+def meta(command: str, position: int, actor: str, job_id: UUID) -> Meta:
+    """The envelope of the ``position``-th event of a command about a job, now."""
     return Meta(
         id=event_id(command, position),
         at=datetime.now(UTC),

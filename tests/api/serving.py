@@ -16,10 +16,11 @@ from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
 from forge.comfyui.workflows import load
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.library import Library
 from forge.settings import Settings
 from forge.store import Store
 from waiting import wait_until
@@ -60,7 +61,7 @@ async def parts_over(
         store=store,
         admissions=admissions,
         jobs=Jobs(store),
-        assets=Assets(store),
+        library=Library(store),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,
