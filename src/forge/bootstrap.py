@@ -28,6 +28,7 @@ from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 
@@ -83,7 +84,7 @@ async def _roles(
     endless: list[Coroutine[Any, Any, None]] = []
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
-        store = await _store(settings, events)
+        store = await opened_store(settings, events)
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
@@ -100,11 +101,13 @@ async def _roles(
     if "cleanup" in roles:
         from forge.workers.cleanup import Cleanup
 
-        draining.append(Cleanup(nc, events, pool, store).run(stop))
+        retention = Retention(events, pool, store, settings)
+        draining.append(Cleanup(retention, settings.cleanup_grace_seconds).run(stop))
     if "scheduler" in roles:
         from forge.workers.scheduler import Scheduler
 
-        draining.append(Scheduler(nc, pool, store, settings).run(stop))
+        scheduler = Scheduler(nc, pool, store, settings, Retention(events, pool, store, settings))
+        draining.append(scheduler.run(stop))
     return endless, draining
 
 
@@ -129,7 +132,7 @@ async def _generation(
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
-        asset_ttl_seconds=settings.asset_ttl_seconds,
+        ttl_of=settings.ttl_of,
     )
     return Generation(studio).run(stop)
 
@@ -184,7 +187,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
-        blobs = await _store(settings, events)
+        blobs = await opened_store(settings, events)
         admissions = Admissions(events, Line(), queue_limit=settings.queue_limit)
         live = Live(nc, admissions, pool)
         parts = Parts(
@@ -194,6 +197,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             admissions=admissions,
             jobs=admissions.jobs,
             library=Library(events),
+            retention=Retention(events, pool, blobs, settings),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
@@ -252,7 +256,7 @@ async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
     return nc
 
 
-async def _store(settings: Settings, events: EventStore) -> Store:
+async def opened_store(settings: Settings, events: EventStore) -> Store:
     """The asset volume; an empty one is taken for new only while the log knows of no picture.
 
     Raises:

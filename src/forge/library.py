@@ -8,17 +8,25 @@ that its decision saw, and whoever comes second reads again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from forge.commands import Entry, meta
 from forge.domain import assets as rules
-from forge.errors import Conflict, LogUnavailable
-from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
-from forge.eventstore import Draft, EventStore
-from forge.topology import character, reference, session
+from forge.errors import Conflict, LogUnavailable, NotFound, Pinned
+from forge.events.assets import (
+    AssetGivenUp,
+    AssetPin,
+    AssetPinned,
+    AssetReady,
+    AssetStored,
+    AssetUnpinned,
+    SessionReleased,
+)
+from forge.eventstore import Boundary, Draft, EventStore
+from forge.topology import character, character_or_pins, reference, reference_or_pins, session
 
 _TRIES = 20
 
@@ -78,24 +86,34 @@ class Library:
             entries[1] = Entry(entries[1].event, character(character_id), assets.seq)
         return entries
 
-    async def give_up(self, gone: AssetGivenUp, *, actor: str, within: float = 10.0) -> int:
+    async def give_up(
+        self, gone: AssetGivenUp, *, actor: str, within: float = 10.0, unless_pinned: bool = False
+    ) -> int:
         """Record that a job's references to an asset are gone; said again, it is the same event.
 
-        Returns the sequence of the event that says so.
+        Returns the sequence of the event that says so. With ``unless_pinned`` a pin wins, also one that is
+        set at the same moment: the boundary then covers pins, too.
 
         Raises:
+            Pinned: the reference is pinned, and ``unless_pinned``.
             LogUnavailable: whether it is recorded is unknown.
         """
-        where = reference(gone.character_id, gone.asset_type, gone.asset_id, gone.job_id)
+        # a filter over pins is wider: only who heeds them pays for it
+        of_reference = reference_or_pins if unless_pinned else reference
+        of_character = character_or_pins if unless_pinned else character
+        where = of_reference(gone.character_id, gone.asset_type, gone.asset_id, gone.job_id)
         patience: dict[str, Any] = {"timeout": min(within, 2.0)}
         for _ in range(_TRIES):
             # the character first: whatever happens to the reference from here on moves it, too
+            moved = await self._newest(of_character, gone.character_id, **patience)
             assets = await self.held_by_character(gone.character_id, **patience)
             bytes_ = await self.held_by_session(gone.session_id, **patience)
             mine = await self.store.load(where, **patience)
             before = next((r.seq for r in mine.events if isinstance(r.event, AssetGivenUp)), None)
             if before is not None:
                 return before
+            if _pinned(mine):
+                raise Pinned(f"asset {gone.asset_id} is pinned")
             drafts = [
                 Draft(event, meta(f"{gone.asset_id}/{gone.job_id}/give-up", nth, actor, gone.job_id))
                 for nth, event in enumerate(rules.give_back(gone, bytes_.amount, assets.amount))
@@ -104,7 +122,7 @@ class Library:
             drafts[0] = msgspec.structs.replace(
                 drafts[0],
                 boundary=character(str(gone.character_id)) if by_character else where,
-                expected=assets.seq if by_character else mine.seq,
+                expected=moved if by_character else mine.seq,
             )
             if gone.session_id is not None:
                 drafts[1] = msgspec.structs.replace(
@@ -115,3 +133,42 @@ class Library:
             except Conflict:
                 continue
         raise LogUnavailable(f"asset {gone.asset_id} changes faster than can be decided")
+
+    async def pin(self, wanted: AssetPinned | AssetUnpinned, *, actor: str, within: float = 10.0) -> int:
+        """Pin a job's reference to an asset, or let it go; what is so already stays so.
+
+        Returns the sequence since when it is so.
+
+        Raises:
+            NotFound: the reference was given up.
+            LogUnavailable: whether it is recorded is unknown.
+        """
+        where = reference_or_pins(wanted.character_id, wanted.asset_type, wanted.asset_id, wanted.job_id)
+        for _ in range(_TRIES):
+            mine = await self.store.load(where, timeout=min(within, 2.0))
+            if any(isinstance(r.event, AssetGivenUp) for r in mine.events):
+                raise NotFound(f"there is no asset {wanted.asset_id}")
+            if _pinned(mine) is isinstance(wanted, AssetPinned):
+                return mine.seq
+            # named for what it follows: pinning again after unpinning is another act
+            command = f"{wanted.asset_id}/{wanted.job_id}/pin/{mine.seq}"
+            draft = Draft(wanted, meta(command, 0, actor, wanted.job_id), where, mine.seq)
+            try:
+                return (await self.store.append([draft], within=within))[0].seq
+            except Conflict:
+                continue
+        raise LogUnavailable(f"asset {wanted.asset_id} changes faster than can be decided")
+
+    async def _newest(
+        self, filter_of: Callable[[str], str], character_id: str | None, *, timeout: float
+    ) -> int:
+        if character_id is None:
+            return 0
+        last = await self.store.last(filter_of(character_id), timeout=timeout)
+        return last.seq if last else 0
+
+
+def _pinned(reference: Boundary) -> bool:
+    """Whether the newest word about its being pinned says so."""
+    words = [r for r in reference.events if isinstance(r.event, AssetPin)]
+    return bool(words) and isinstance(words[-1].event, AssetPinned)

@@ -18,8 +18,16 @@ from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
 from forge.errors import TopologyDiffers
-from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
+from forge.events.assets import (
+    AssetFault,
+    AssetGivenUp,
+    AssetPin,
+    AssetReady,
+    AssetStored,
+    SessionReleased,
+)
 from forge.events.catalogue import Event
+from forge.events.cleanup import CleanupFinished, CleanupHeld, CleanupRequested
 from forge.events.jobs import JobRetried, JobSubmitted
 from forge.events.system import DiskCrossed, MetricSampled
 
@@ -39,6 +47,8 @@ ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
 ALL_STORED = "forge.evt.session.*"
 DISK_CROSSED = "forge.evt.disk.crossed"
+ALL_DELETED = "forge.evt.asset.*.*.*.*.deleted"
+ALL_FAULTS = "forge.evt.store.*.*"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -97,6 +107,26 @@ def reference(character_id: str | None, asset_type: str, asset_id: UUID, job_id:
     return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.{job_id}.*"
 
 
+def character_or_pins(character_id: str) -> str:
+    """The filter of a character's assets and of what is pinned of them."""
+    return f"forge.evt.*.{token(character_id)}.*.*.*.*"
+
+
+def reference_or_pins(character_id: str | None, asset_type: str, asset_id: UUID, job_id: UUID) -> str:
+    """The filter of one job's references to an asset and of their being pinned."""
+    return f"forge.evt.*.{token(character_id)}.{token(asset_type)}.{asset_id}.{job_id}.*"
+
+
+def pins(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
+    """The filter of an asset's being pinned under one character."""
+    return f"forge.evt.pin.{token(character_id)}.{token(asset_type)}.{asset_id}.>"
+
+
+def references(asset_id: UUID) -> str:
+    """The filter of everybody's references to an asset; the server looks through all of them for it."""
+    return f"forge.evt.asset.*.*.{asset_id}.>"
+
+
 def order(job_id: UUID) -> str:
     return f"forge.dispatch.{POOL}.{job_id}"
 
@@ -115,6 +145,15 @@ def subject(event: Event) -> str:
         case AssetReady() | AssetGivenUp():
             place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
             return f"forge.evt.asset.{place}.{_fact(event)}"
+        case AssetPin():
+            place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
+            return f"forge.evt.pin.{place}.{_fact(event)}"
+        case AssetFault():
+            return f"forge.evt.store.{event.asset_id}.{_fact(event)}"
+        case CleanupHeld():
+            return f"forge.evt.cleanup.held.{token('-'.join(event.reasons))}"
+        case CleanupRequested() | CleanupFinished():
+            return f"forge.evt.cleanup.{_fact(event)}"
         case DiskCrossed():
             return DISK_CROSSED
         case MetricSampled():

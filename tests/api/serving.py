@@ -21,6 +21,7 @@ from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from waiting import wait_until
@@ -62,6 +63,7 @@ async def parts_over(
         admissions=admissions,
         jobs=Jobs(store),
         library=Library(store),
+        retention=Retention(store, pool, blobs, settings),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

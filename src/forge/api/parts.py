@@ -14,6 +14,7 @@ from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 
@@ -33,6 +34,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     admissions: Admissions
     jobs: Jobs
     library: Library
+    retention: Retention
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store
