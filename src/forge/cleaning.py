@@ -1,4 +1,4 @@
-"""``forge cleanup``: shows what would go, lets it go, and says what went. Talks to log, database and volume."""
+"""``forge cleanup``: shows what would go, lets it go, says what went; over log, database and volume."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def cleanup(
 ) -> None:
     """Let go what has expired or does not belong together: rows without file, files without row.
 
-    Needs the log, the database and the asset volume, not the API. Only what is shown goes, pinned assets never.
+    Needs log, database and asset volume, not the API. Only what is shown goes, pinned assets never.
     Over 1000 files or a fifth of the library waits for --yes (exit status 1 without). Files of deleted assets
     follow after their grace, by a worker with the role cleanup.
     """

@@ -121,7 +121,7 @@ class Library:
             by_character = gone.character_id is not None
             drafts[0] = msgspec.structs.replace(
                 drafts[0],
-                boundary=character(str(gone.character_id)) if by_character else where,
+                boundary=of_character(str(gone.character_id)) if by_character else where,
                 expected=moved if by_character else mine.seq,
             )
             if gone.session_id is not None:
