@@ -248,6 +248,16 @@ async def test_a_file_that_is_touched_meanwhile_stays(home: House) -> None:
     assert orphan in home.files()
 
 
+async def test_a_file_whose_asset_went_a_moment_ago_is_the_cleanup_roles(home: House) -> None:
+    await home.asset(b"kept")
+    asset = await home.asset(b"gone")
+    await Library(home.events).give_up(deleted(asset.job_id, asset.user_id, asset.content_hash), actor="mei")
+    wish = Wish(reasons=(ORPHANED,))
+    assert (await home.retention().plan(wish)).orphans == []
+    [orphan] = (await home.retention(orphan_grace_seconds=0.0).plan(wish)).orphans
+    assert orphan.content_hash == asset.content_hash
+
+
 async def test_an_empty_table_deletes_nothing(home: House) -> None:
     await home.file(b"orphan")
     assert await home.retention().sweep(ORPHANED, actor="scheduler") == {}

@@ -287,7 +287,7 @@ class Retention:
         cutoff = self._cutoff(wish, at)
         orphans, temporary = [], 0
         if ORPHANED in wish.reasons and of:  # an empty table deletes nothing
-            orphans = await self._orphans(cutoff)
+            orphans = await self._orphans(cutoff, at)
         if TEMPORARY in wish.reasons:
             temporary = await asyncio.to_thread(self._swept, cutoff, pretend=True)
         return orphans, temporary
@@ -300,7 +300,7 @@ class Retention:
         stale = max(0.0, time.time() - cutoff)
         return self.store.sweep(stale, pretend=pretend) + self.store.tidy(cutoff, pretend=pretend)
 
-    async def _orphans(self, cutoff: float) -> list[StoredFile]:
+    async def _orphans(self, cutoff: float, at: datetime) -> list[StoredFile]:
         suspects: list[StoredFile] = []
         files = self.store.files()
         while chunk := await asyncio.to_thread(lambda: list(islice(files, _PAGE))):
@@ -309,7 +309,10 @@ class Retention:
         if not suspects:
             return []
         await self.projected()  # whatever was written about them until now
-        return await self._unknown(suspects)
+        suspects = await self._unknown(suspects)
+        if len(suspects) > rules.BRAKE_FILES:
+            return suspects  # an operator looks first; each is asked about again before it goes
+        return [file for file in suspects if not await self._spoken_for(file, at)]
 
     async def _unknown(self, files: Sequence[StoredFile]) -> list[StoredFile]:
         async with answering(), self.pool.acquire() as connection:
@@ -354,19 +357,27 @@ class Retention:
     async def _unlinked(self, plan: Plan, orphans: Sequence[StoredFile], progress: Progress | None) -> Tally:
         went, cutoff = Tally(), self._cutoff(plan.wish, plan.at)
         for file in orphans:
-            if await self._referenced(file):
-                log.error("the tables lack an asset: rebuild them", extra={"hash": file.content_hash})
-            elif await self.store.remove(file.content_hash, file.format, untouched_since=cutoff):
+            if not await self._spoken_for(file, plan.at) and await self.store.remove(
+                file.content_hash, file.format, untouched_since=cutoff
+            ):
                 went.assets, went.bytes = went.assets + 1, went.bytes + file.size_bytes
             if progress:
                 progress(1)
         return went
 
-    async def _referenced(self, file: StoredFile) -> bool:
-        """Whether the log itself, not the tables, knows of somebody who refers to it."""
-        facts = await self.events.load(references(asset_id(file.content_hash)))
-        ready = {r.event.job_id for r in facts.events if isinstance(r.event, AssetReady)}
-        return bool(ready - {r.event.job_id for r in facts.events if isinstance(r.event, AssetGivenUp)})
+    async def _spoken_for(self, file: StoredFile, at: datetime) -> bool:
+        """Whether the log itself knows of somebody who refers to it, or did until a moment ago.
+
+        The first means that the tables lack a row. The second is the cleanup role's, after its grace.
+        """
+        facts = (await self.events.load(references(asset_id(file.content_hash)))).events
+        ready = {r.event.job_id for r in facts if isinstance(r.event, AssetReady)}
+        gone = {r.event.job_id: r.meta.at for r in facts if isinstance(r.event, AssetGivenUp)}
+        if ready - gone.keys():
+            log.error("the tables lack an asset: rebuild them", extra={"hash": file.content_hash})
+            return True
+        grace = timedelta(seconds=self.settings.orphan_grace_seconds)
+        return any(at - since < grace for since in gone.values())
 
     # ------------------------------------------------------------------- sweeping
 

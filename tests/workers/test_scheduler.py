@@ -12,9 +12,11 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
+from forge import database
 from forge.events.assets import AssetDeleted, AssetExpired, AssetLost
-from forge.retention import utc
+from forge.retention import Retention, utc
 from forge.settings import Settings
+from forge.store import MARKER
 from forge.workers.scheduler import Scheduler
 from keeping import House, ago, house
 from waiting import wait_until
@@ -107,8 +109,10 @@ async def test_a_look_that_took_long_is_repeated_late(home: House, monkeypatch: 
 
 
 async def test_servers_that_are_away_cost_the_round(home: House) -> None:
-    role = Scheduler(home.nc, home.pool, home.store, home.settings, home.retention())
-    (home.store.root / ".forge-store").unlink()
-    await role.look()
-    await home.pool.close()
-    await role.expire()
+    async with database.opened("postgresql://postgres@127.0.0.1:1/nowhere") as nowhere:
+        retention = Retention(home.events, nowhere, home.store, home.settings)
+        role = Scheduler(home.nc, nowhere, home.store, home.settings, retention)
+        await role.expire()
+        await role.look()
+    (home.store.root / MARKER).unlink()
+    await Scheduler(home.nc, home.pool, home.store, home.settings, home.retention()).look()
