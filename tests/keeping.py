@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import msgspec
 from nats.aio.client import Client
@@ -186,7 +185,3 @@ async def house(nc: Client, settings: Settings) -> AsyncIterator[House]:
         finally:
             projecting.cancel()
             await asyncio.gather(projecting, return_exceptions=True)
-
-
-def jobs_of(claims: Any) -> set[UUID]:
-    return {job for _, job in claims}
