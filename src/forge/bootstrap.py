@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from forge import database, telemetry, topology
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Assets, Jobs, Uploads
 from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
@@ -123,6 +123,7 @@ async def _generation(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
         jobs=Jobs(events),
+        uploads=Uploads(events),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
@@ -192,6 +193,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             admissions=admissions,
             jobs=admissions.jobs,
             assets=Assets(events),
+            uploads=Uploads(events),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
@@ -257,7 +259,7 @@ async def _store(settings: Settings, events: EventStore) -> Store:
         StoreMissing: the volume that should be there is not.
     """
     store = Store(settings.assets_dir)
-    known = await events.last(topology.ALL_STORED)
+    known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
     await asyncio.to_thread(store.open, create=known is None)
     return store
 

@@ -1,7 +1,8 @@
 """What can be asked of forge, as acts on the log: load a boundary, decide, append, and again on a conflict.
 
 :class:`Admissions` lets jobs in. :class:`Jobs` takes one job through its life. :class:`Assets` gives an asset
-up. Nothing here knows Postgres, so requests are accepted while it is down.
+up. :class:`Uploads` takes one upload through its life. Nothing here knows Postgres, so requests are accepted
+while it is down.
 """
 
 from __future__ import annotations
@@ -9,26 +10,40 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from forge.domain import uploads
 from forge.domain.dispatch import Line
 from forge.domain.ids import new_id
 from forge.domain.jobs import Command, Job, Retry, admitted, decide, evolve
 from forge.domain.limits import DEFAULT_PRIORITY
-from forge.errors import Conflict, JobNotFailed, KeyReused, LogUnavailable, NotFound, QueueFull
+from forge.domain.uploads import Upload
+from forge.errors import (
+    Conflict,
+    FieldError,
+    Invalid,
+    JobNotFailed,
+    KeyReused,
+    LogUnavailable,
+    NotFound,
+    QueueFull,
+    UploadGone,
+)
 from forge.events.assets import AssetDeleted
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.events.jobs import Admission, JobCancelled, JobRetried, JobStarted, JobSubmitted
+from forge.events.uploads import UploadStored
 from forge.eventstore import Draft, EventStore
 from forge.telemetry import traceparent
-from forge.topology import admissions, asset
+from forge.topology import admissions, asset, uploads_of
 from forge.topology import job as facts_of
+from forge.topology import upload as facts_of_upload
 
 SUBMIT_SECONDS = 0.8
 """How long a client waits for the log before it is told to come again."""
@@ -43,7 +58,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks for, checked and complete.
 
     ``id`` is new, or stands for an Idempotency-Key (``keyed``); ``fingerprint`` tells whether a key came
-    again with the same body.
+    again with the same body. ``uploads`` are the pictures it uses, by the name of the field that names them.
     """
 
     job_type: str
@@ -58,6 +73,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     character_id: str | None = None
     ttl_seconds: int | None = None
     batch_id: UUID | None = None
+    uploads: dict[str, UUID] = {}
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -95,7 +111,7 @@ class Admissions:
 
     def __init__(self, store: EventStore, line: Line, *, queue_limit: int) -> None:
         self.store, self.line, self.queue_limit = store, line, queue_limit
-        self.jobs = Jobs(store)
+        self.jobs, self.uploads = Jobs(store), Uploads(store)
         self.caught_up = asyncio.Event()
         self.moved = asyncio.Condition()
         self._turns = [_Turn() for _ in range(_TURNS)]
@@ -105,6 +121,7 @@ class Admissions:
 
         Raises:
             KeyReused: a key was used with another body.
+            Invalid: an upload is not there, or not the user's; names the field.
             QueueFull: too many jobs wait in all.
             LogUnavailable: the log gave no answer in time; repeat with the same Idempotency-Key.
         """
@@ -114,6 +131,7 @@ class Admissions:
             fresh = [request for request, job in zip(requests, known, strict=True) if job is None]
             if fresh and self.line.pending + len(fresh) > self.queue_limit:
                 raise QueueFull(f"{self.line.pending} jobs wait already, and {self.queue_limit} may")
+            await self.uploads.use(user, {f: id_ for r in fresh for f, id_ in r.uploads.items()}, actor=actor)
             made = iter(await self._admit(user, seen, [_submission(user, r) for r in fresh], "submit", actor))
             return [job or _fresh(next(made)) for job in known]
 
@@ -349,12 +367,109 @@ class Assets:
         raise LogUnavailable(f"asset {event.asset_id} changes faster than can be decided")
 
 
-def _meta(command: str, position: int, actor: str, job_id: UUID) -> Meta:
+# ------------------------------------------------------------------- uploads
+
+
+class Uploads:
+    """Takes one upload through its life."""
+
+    def __init__(self, store: EventStore) -> None:
+        self.store = store
+
+    async def find(self, user: str, upload_id: UUID, *, timeout: float = 2.0) -> Upload:
+        """The upload as the log tells it.
+
+        Raises:
+            UploadGone: the user has none of that id, or it expired.
+            LogUnavailable: no answer.
+        """
+        known, _ = await self._load(user, upload_id, timeout)
+        if known is None:
+            raise UploadGone
+        return known
+
+    async def keep(self, stored: UploadStored, *, actor: str) -> tuple[Upload, int, bool]:
+        """Record that a picture is on disk, or live on; the upload, its last event, and whether it is new."""
+        before, upload, seq = await self._act(
+            stored.user_id, stored.upload_id, lambda known: uploads.store(known, stored), "store", actor
+        )
+        assert upload is not None
+        return upload, seq, before is None
+
+    async def use(self, user: str, named: Mapping[str, UUID], *, actor: str) -> None:
+        """Let the uploads live on that a request names, by field.
+
+        Raises:
+            Invalid: names the fields whose upload the user does not have.
+            LogUnavailable: no answer.
+        """
+        gone: set[UUID] = set()
+        for upload_id in set(named.values()):
+            try:
+                await self._act(
+                    user, upload_id, lambda known: uploads.use(known, datetime.now(UTC)), "use", actor
+                )
+            except UploadGone:
+                gone.add(upload_id)
+        if gone:
+            message = "you have no such upload; it may have expired"
+            raise Invalid([FieldError(field, message) for field, id_ in named.items() if id_ in gone])
+
+    async def expire(self, user: str, upload_id: UUID, now: datetime, *, actor: str) -> bool:
+        """End an upload whose time is up; whether it was."""
+        before, after, _ = await self._act(
+            user, upload_id, lambda known: uploads.expire(known, now), "expire", actor, within=10.0
+        )
+        return before is not None and after is None
+
+    async def referred(self, content_hash: str) -> bool:
+        """Whether anybody's upload has this content, as the log tells it.
+
+        Raises:
+            LogUnavailable: no answer, or too many have had it for one.
+        """
+        facts = await self.store.load(uploads_of(content_hash))
+        by_upload: dict[str, list[Event]] = {}
+        for record in facts.events:
+            by_upload.setdefault(record.subject.rpartition(".")[0], []).append(record.event)
+        return any(uploads.fold(events) for events in by_upload.values())
+
+    async def _load(self, user: str, upload_id: UUID, timeout: float) -> tuple[Upload | None, int]:
+        facts = await self.store.load(facts_of_upload(user, upload_id), timeout=timeout)
+        return uploads.fold(record.event for record in facts.events), facts.seq
+
+    async def _act(
+        self,
+        user: str,
+        upload_id: UUID,
+        decide: Callable[[Upload | None], list[Event]],
+        name: str,
+        actor: str,
+        within: float = SUBMIT_SECONDS,
+    ) -> tuple[Upload | None, Upload | None, int]:
+        """The upload before and after what was decided, and where its last event stands."""
+        filter_, command = facts_of_upload(user, upload_id), f"{upload_id}/{name}/{new_id()}"
+        for _ in range(_TRIES):
+            known, seq = await self._load(user, upload_id, within)
+            events = decide(known)
+            if not events:
+                return known, known, seq
+            [event] = events
+            meta = _meta(f"{command}/{seq}", 0, actor, upload_id)
+            try:
+                [record] = await self.store.append([Draft(event, meta, filter_, seq)], within=within)
+            except Conflict:
+                continue
+            return known, uploads.fold([event], known), record.seq
+        raise LogUnavailable(f"upload {upload_id} changes faster than can be decided")
+
+
+def _meta(command: str, position: int, actor: str, about: UUID) -> Meta:
     return Meta(
         id=event_id(command, position),
         at=datetime.now(UTC),
         actor=actor,
-        correlation=str(job_id),
+        correlation=str(about),
         causation=command,
         traceparent=traceparent(),
     )

@@ -16,7 +16,7 @@ from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
 from forge.comfyui.workflows import load
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Assets, Jobs, Uploads
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
@@ -61,6 +61,7 @@ async def parts_over(
         admissions=admissions,
         jobs=Jobs(store),
         assets=Assets(store),
+        uploads=Uploads(store),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

@@ -12,6 +12,7 @@ import pytest
 import forge.events.assets
 import forge.events.jobs
 import forge.events.system
+import forge.events.uploads
 import forge.topology
 from factories import JOB, NOW, attempt_failed, submitted
 from forge.errors import LogUnreadable
@@ -30,7 +31,7 @@ def test_every_version_of_every_event_has_a_golden_file() -> None:
 
 
 def test_every_context_is_in_the_catalogue() -> None:
-    assert {type_.partition(".")[0] for type_ in all_events()} == {"job", "asset", "metric"}
+    assert {type_.partition(".")[0] for type_ in all_events()} == {"job", "asset", "upload", "metric"}
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

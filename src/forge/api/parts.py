@@ -9,7 +9,7 @@ from litestar.connection import ASGIConnection
 
 from forge.api.live import Live
 from forge.comfyui.workflows import Workflow
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Assets, Jobs, Uploads
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
@@ -32,6 +32,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     admissions: Admissions
     jobs: Jobs
     assets: Assets
+    uploads: Uploads
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store

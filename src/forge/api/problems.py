@@ -58,6 +58,7 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.KeyReused: Kind(422, "The Idempotency-Key belongs to another request"),
     errors.JobAlreadyOver: Kind(409, "The job is over"),
     errors.JobNotFailed: Kind(409, "The job has not failed"),
+    errors.UploadGone: Kind(409, "The uploaded picture is gone"),
     errors.QueueFull: Kind(503, "The queue is full", 30),
     errors.Unavailable: Kind(503, "A server forge needs does not answer", 2),
     errors.LogUnavailable: Kind(503, "The event log does not answer", 2),
@@ -85,8 +86,10 @@ _HTTP_CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     413: "too_large",
     415: "unsupported_media_type",
+    429: "too_many",
 }
 
 
@@ -147,10 +150,12 @@ _DESCRIPTIONS = {
     403: "The key may not do that.",
     404: "There is no such thing, or it is somebody else's.",
     409: "The job's state does not allow it.",
-    413: "The body is larger than 64 KiB, or a batch than 2 MiB.",
-    415: "The body is not declared as JSON.",
+    408: "The body came too slowly.",
+    413: "The body is larger than 64 KiB, a batch than 2 MiB, or a picture than 10 MiB.",
+    415: "The body is not declared as what this takes: JSON, or a form for a picture.",
     416: "The range lies outside the file.",
     422: "Some fields are not acceptable, or an Idempotency-Key came with another body.",
+    429: "Too much at once for one user; come again when Retry-After says.",
     503: "The system is full or a server is down; come again when Retry-After says.",
 }
 

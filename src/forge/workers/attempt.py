@@ -21,7 +21,7 @@ from forge.comfyui.backends import Backends
 from forge.comfyui.client import Comfy
 from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
-from forge.commands import Jobs, Loaded
+from forge.commands import Jobs, Loaded, Uploads
 from forge.domain.ids import asset_id, prompt_id
 from forge.domain.jobs import Adopt, Complete, FailAttempt, Start, Status, exhausted
 from forge.errors import (
@@ -32,6 +32,7 @@ from forge.errors import (
     PromptLost,
     PromptRejected,
     StaleAttempt,
+    UploadGone,
     WorkflowInvalid,
 )
 from forge.events.assets import AssetReady, AssetStored
@@ -39,6 +40,7 @@ from forge.events.catalogue import Event
 from forge.events.jobs import Produced
 from forge.images import Picture, Workshop
 from forge.store import Store
+from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
@@ -55,6 +57,7 @@ class Studio(msgspec.Struct, frozen=True):
     worker: str
     nc: Client
     jobs: Jobs
+    uploads: Uploads
     backends: Backends
     workflows: dict[str, Workflow]
     store: Store
@@ -118,8 +121,9 @@ class Attempt:
         await self._act(Start(order.attempt, studio.worker, comfy.url, reason), "start")
         if not self.delivery.held:
             raise LogUnavailable("the lease was lost before submitting")
-        prefix = f"forge/{order.job_id}/{order.attempt}/picture"
-        graph = render(workflow, self.loaded.request.params, filename_prefix=prefix)
+        folder, request = f"forge/{order.job_id}/{order.attempt}", self.loaded.request
+        images = await inputs.send(comfy, studio.uploads, studio.store, workflow, request, folder)
+        graph = render(workflow, request.params, filename_prefix=f"{folder}/picture", images=images)
         await comfy.submit(self.prompt, graph, outputs=workflow.outputs)
         return comfy
 
@@ -209,7 +213,7 @@ class Attempt:
             code, message = "internal", "something in forge broke; its log tells more"
         if not isinstance(error, PromptRejected):
             await self._rid(error)
-        final = isinstance(error, PromptRejected | WorkflowInvalid)
+        final = isinstance(error, PromptRejected | WorkflowInvalid | UploadGone)
         command = FailAttempt(self.order.attempt, code, message, final, datetime.now(UTC))
         with suppress(StaleAttempt):
             if self.loaded.job.status is Status.PENDING:  # it broke before its start was written
