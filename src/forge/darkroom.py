@@ -80,8 +80,9 @@ def redraw(files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
     source, target = files
     plain = _admit(source, max_pixels, upright=False)
     image = _viewable(_flat(_decode(plain)))
-    if turn := _TURNS.get(_orientation(plain)):
-        image = image.transpose(turn)
+    orientation = _orientation(plain)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
     image.info = {}  # the encoder would write some of it
     data = _png(image)
     _write(target, data)
