@@ -52,6 +52,7 @@ def check(evidence: Evidence, asked: Iterable[Asked], given_up: Collection[str] 
         *crowded(evidence, given_up),
         *drawn_twice(evidence),
         *files_and_rows(evidence),
+        *uploads_and_rows(evidence),
         *queue_agrees(evidence),
         *left_behind(evidence, given_up),
         *told(evidence),
@@ -191,10 +192,32 @@ def files_and_rows(evidence: Evidence) -> Iterator[str]:
     yield from (f"a reference names asset {id_}, which is none" for id_ in referred - evidence.assets.keys())
 
 
+def uploads_and_rows(evidence: Evidence) -> Iterator[str]:
+    """I-FILE of pictures that users sent. A file may outlive its row by a grace, a row never its file."""
+    alive: dict[str, dict[str, Any]] = {}
+    known: set[str] = set()
+    for event in evidence.events:
+        if event.type == "forge.upload.stored.v1":
+            alive[event.data["upload_id"]] = event.data
+            known.add(event.data["file_path"])
+        elif event.type == "forge.upload.expired.v1":
+            alive.pop(event.data["upload_id"], None)
+    if alive.keys() != evidence.uploads.keys():
+        yield f"the log has uploads {sorted(alive)}, the table {sorted(evidence.uploads)}"
+    for id_, row in evidence.uploads.items():
+        if row["file_path"] not in evidence.upload_files:
+            yield f"upload {id_} has no file"
+    for path, digest in evidence.upload_files.items():
+        if PurePath(path).stem != digest:
+            yield f"{path} holds {digest}"
+        if path not in known:
+            yield f"{path} belongs to no upload"
+
+
 def queue_agrees(evidence: Evidence) -> Iterator[str]:
     """The table of jobs says what the log says."""
     last = evidence.events[-1].seq if evidence.events else 0
-    for name in ("queue", "inventory", "stats"):
+    for name in ("queue", "inventory", "stats", "uploads"):
         if evidence.checkpoints.get(name, 0) != last:
             yield f"{name} is at {evidence.checkpoints.get(name)}, the log at {last}"
     jobs = by_job(evidence.events)
