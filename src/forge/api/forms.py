@@ -12,16 +12,18 @@ from typing import Any
 
 from litestar import Request
 from litestar.exceptions import HTTPException, InternalServerException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from forge.api import edge
+from forge.domain.limits import MAX_UPLOAD_BYTES
 from forge.errors import Malformed, TooLarge
 
 FIELD = "image"
 """What the field is called in the documentation; any other name will do."""
 
-OVERHEAD = 64 * 1024
-"""What a form may have around its file: boundaries, headers, a preamble."""
+MAX_FORM = MAX_UPLOAD_BYTES + 64 * 1024
+"""A picture and what a form may have around it: boundaries, headers, a preamble."""
 
 SILENCE_SECONDS = 10.0
 """How long a client may send nothing."""
@@ -32,14 +34,14 @@ BODY_SECONDS = 60.0
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046
 
 
-async def file(request: Request[Any, Any, Any], *, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def file(request: Request[Any, Any, Any]) -> AsyncGenerator[bytes, None]:
     """The bytes of the file in a form, in pieces as they come; it ends when the form is complete.
 
     Raises:
-        HTTPException: 415 when the body is not declared as a form, 408 when it comes too slowly, 413.
+        HTTPException: 415 when the body is not declared as a form, 408 when it comes too slowly.
         Malformed: it is not the form it is declared as, or breaks off.
         Invalid: it holds no file, or anything besides.
-        TooLarge: the file has more than ``max_bytes``.
+        TooLarge: the file, or the form around it.
     """
     parser = PushMultipartParser(_boundary(request), max_header_size=4096, max_header_count=8)
     begun, size = False, 0
@@ -51,8 +53,8 @@ async def file(request: Request[Any, Any, Any], *, max_bytes: int) -> AsyncGener
                     begun = True
                 elif found is not None:
                     size += len(found)
-                    if size > max_bytes:
-                        raise TooLarge(f"the picture has more than {max_bytes} bytes")
+                    if size > MAX_UPLOAD_BYTES:
+                        raise TooLarge(f"the picture has more than {MAX_UPLOAD_BYTES} bytes")
                     yield bytes(found)
         parser.close()
     except MultipartError as error:
@@ -97,6 +99,8 @@ async def _timely(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
             raise HTTPException(
                 status_code=408, detail="the body came too slowly", headers={"connection": "close"}
             ) from None
+        except RequestEntityTooLarge:
+            raise TooLarge(f"the form is larger than a picture of {MAX_UPLOAD_BYTES} bytes") from None
         except InternalServerException:
             raise Malformed("the body broke off") from None
         left -= now() - began

@@ -76,7 +76,7 @@ class Reception:
     | {200: ResponseSpec(UploadView, description="You had sent it before.", generate_examples=False)},
     **openapi.taking_picture(),
     operation_id="uploadPicture",
-    request_max_body_size=MAX_UPLOAD_BYTES + forms.OVERHEAD,
+    request_max_body_size=forms.MAX_FORM,
 )
 async def send(request: Asked) -> Response[UploadView]:
     """Send a picture, to be used as a param of type image. PNG, JPEG or WebP, at most 10 MiB and 16.7 Mpx.
@@ -99,7 +99,7 @@ async def send(request: Asked) -> Response[UploadView]:
 
 async def _received(parts: Parts, request: Asked, folder: Path) -> Picture:
     source = folder / "received"
-    async with aclosing(forms.file(request, max_bytes=MAX_UPLOAD_BYTES)) as chunks:
+    async with aclosing(forms.file(request)) as chunks:
         await parts.blobs.receive(chunks, source, max_bytes=MAX_UPLOAD_BYTES)
     return await parts.workshop.redraw(source, folder, MAX_UPLOAD_PIXELS)
 
