@@ -20,7 +20,7 @@ from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
-from forge.library import Library
+from forge.library import Library, Shelf
 from forge.settings import Settings
 from forge.store import Store
 from waiting import wait_until
@@ -52,9 +52,15 @@ async def parts_over(
     stack: AsyncExitStack, nc: Client, pool: database.Pool, settings: Settings, open_to_loopback: bool
 ) -> Parts:
     store = EventStore(nc)
-    admissions = Admissions(store, Line(), queue_limit=settings.queue_limit)
     blobs = Store(settings.assets_dir)
     blobs.open()
+    admissions = Admissions(
+        store,
+        Line(),
+        queue_limit=settings.queue_limit,
+        rate_per_hour=settings.rate_per_hour,
+        shelf=Shelf(store, blobs, settings.asset_ttl_seconds),
+    )
     return Parts(
         settings=settings,
         nc=nc,
