@@ -49,7 +49,7 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_DISK_WARN_RATIO", "1.5"),
         ("FORGE_DISK_CLEAN_RATIO", "0.7"),
         ("FORGE_DISK_LIMIT_BYTES", "-1"),
-        ("FORGE_RATE_PER_HOUR", "0"),
+        ("FORGE_RATE_PER_HOUR", "-1"),
         ("FORGE_QUEUE_LIMIT", "0"),
         ("FORGE_SCAN_SECONDS", "nan"),
         ("FORGE_SCAN_SECONDS", "0"),

@@ -162,7 +162,8 @@ async def test_too_many_at_once_are_told_to_come_again(served: Served, mei: http
     held = [asyncio.create_task(mei.post("/uploads", **dribble(gate))) for _ in range(route.MOST_OF_A_USER)]
     await wait_until(lambda: len(left_in_tmp(served)) == route.MOST_OF_A_USER, what="all are in hand")
     refused = await mei.post("/uploads", **form(encoded(noise())))
-    assert is_problem(refused, 429, "too_many")
+    problem = is_problem(refused, 429, "limit_reached")
+    assert problem["limit"]["name"] == "concurrent_uploads"
     assert refused.headers["retry-after"]
     async with served.client("lan") as other:
         assert (await other.post("/uploads", **form(encoded(noise())))).status_code == 201

@@ -187,7 +187,7 @@ async def test_what_was_taken_in_is_passed_over(pool: Pool, log: Log) -> None:
 async def test_a_projection_that_is_behind_catches_up_beside_the_others(pool: Pool, log: Log) -> None:
     async with pool.acquire() as connection:
         await fold(connection, log.records[:10], [10], [queue])
-        positions = {"queue": 10, "inventory": 0, "stats": 0}
+        positions = dict.fromkeys((p.name for p in ALL), 0) | {"queue": 10}
         await advance(connection, ALL, log.records, positions)
         mixed = await tables(connection)
         for name in mixed:

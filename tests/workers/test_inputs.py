@@ -16,11 +16,11 @@ from forge.comfyui import workflows
 from forge.comfyui.client import Comfy
 from forge.comfyui.simulator import Simulator, SimulatorOptions
 from forge.comfyui.workflows import Workflow
-from forge.commands import Uploads
 from forge.domain.uploads import Upload
 from forge.errors import StoreFailed, UploadGone
 from forge.eventstore import EventStore
 from forge.store import Store
+from forge.uploads import Uploads
 from forge.workers import inputs
 from workers.test_uploads import file, sent, soon
 

@@ -16,13 +16,13 @@ from nats.aio.client import Client
 from factories import upload_stored
 from forge import database
 from forge.canonical import Picture
-from forge.commands import Uploads
 from forge.database import Pool
 from forge.domain.uploads import FEW_STRAYS, Upload
 from forge.errors import UploadGone
 from forge.eventstore import EventStore
 from forge.store import Store
 from forge.topology import CLEANUP, EVENTS
+from forge.uploads import Uploads
 from forge.workers import cleanup, projector
 from forge.workers.cleanup import Cleanup
 from forge.workers.uploads import expire_due, remove_strays, unlink

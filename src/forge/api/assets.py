@@ -24,7 +24,7 @@ from forge.api.views import asset_of_row
 from forge.canonical import THUMBNAIL_WIDTHS
 from forge.commands import SUBMIT_SECONDS
 from forge.errors import LogUnavailable, PictureRefused, StoreFailed
-from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.assets import AssetDeleted, AssetGivenUp, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.follower import follow
 from forge.projections import inventory as table
@@ -229,7 +229,7 @@ async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record])
     found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
     async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
         async for batch in batches:
-            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetDeleted)}
+            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp)}
             if batch.caught_up:
                 break
     return [found[seq] for seq in sorted(found)]
@@ -240,7 +240,10 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
     """Give an asset up. Its file goes when nobody else refers to it. `X-Forge-Seq` is the event."""
     parts, caller = parts_of(request), caller_of(request)
     seq = 0
-    for job_id, reference in {r["job_id"]: r for r in await _references(request, asset_id)}.items():
+    by_job: dict[UUID, list[asyncpg.Record]] = {}
+    for row in await _references(request, asset_id):
+        by_job.setdefault(row["job_id"], []).append(row)
+    for job_id, [reference, *more] in by_job.items():
         gone = AssetDeleted(
             asset_id=asset_id,
             asset_type=reference["asset_type"],
@@ -249,10 +252,12 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
             content_hash=reference["content_hash"],
             format=reference["format"],
             reason="requested",
+            pictures=1 + len(more),
+            file_size_bytes=(1 + len(more)) * reference["file_size_bytes"],
             session_id=reference["session_id"],
             character_id=reference["character_id"],
         )
-        seq = await parts.assets.delete(gone, actor=caller.actor, within=SUBMIT_SECONDS)
+        seq = await parts.library.give_up(gone, actor=caller.actor, within=SUBMIT_SECONDS)
     parts.live.wrote(seq, about=asset_id)
     return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
 

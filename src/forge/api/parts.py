@@ -9,12 +9,14 @@ from litestar.connection import ASGIConnection
 
 from forge.api.live import Live
 from forge.comfyui.workflows import Workflow
-from forge.commands import Admissions, Assets, Jobs, Uploads
+from forge.commands import Admissions, Jobs
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.library import Library
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -31,7 +33,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     store: EventStore
     admissions: Admissions
     jobs: Jobs
-    assets: Assets
+    library: Library
     uploads: Uploads
     pool: Pool
     workflows: dict[str, Workflow]

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 from litestar import HttpMethod, Request, Response, Router, get, post, route
-from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
 
@@ -25,7 +24,7 @@ from forge.api.schemas import UploadView
 from forge.api.views import upload_of_log, upload_of_row
 from forge.domain.ids import upload_id
 from forge.domain.limits import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
-from forge.errors import Unavailable
+from forge.errors import Limit, LimitReached, Unavailable
 from forge.events.uploads import UploadStored
 from forge.images import Picture
 from forge.projections import uploads as table
@@ -49,15 +48,11 @@ class Reception:
         """A place for one upload.
 
         Raises:
-            HTTPException: 429, the user has too many under way.
+            LimitReached: the user has too many under way.
             Unavailable: all users together have.
         """
         if self._by_user[user] >= MOST_OF_A_USER:
-            raise HTTPException(
-                status_code=429,
-                detail=f"you are sending {MOST_OF_A_USER} pictures already",
-                headers={"retry-after": "2"},
-            )
+            raise LimitReached(Limit("concurrent_uploads", MOST_OF_A_USER, self._by_user[user]))
         if self._by_user.total() >= MOST_AT_ONCE:
             raise Unavailable("many pictures are arriving; come again")
         self._by_user[user] += 1

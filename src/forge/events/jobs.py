@@ -26,7 +26,11 @@ class Produced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @event("job.submitted")
 class JobSubmitted(Event, frozen=True, kw_only=True):
-    """A user asked for pictures and the request was admitted."""
+    """A user asked for pictures and the request was admitted.
+
+    ``recipe`` names everything the pictures follow from: equal recipes draw the same. ``pictures`` is how
+    many it will bring.
+    """
 
     job_id: UUID
     user_id: str
@@ -41,6 +45,8 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     character_id: str | None = None
     batch_id: UUID | None = None
     ttl_seconds: int | None = None
+    recipe: str = ""
+    pictures: int = 1
 
 
 @event("job.retried")
@@ -54,6 +60,11 @@ class JobRetried(Event, frozen=True, kw_only=True):
     submitted_seq: int
     attempt: int
     max_attempts: int
+    asset_type: str = ""
+    session_id: str | None = None
+    character_id: str | None = None
+    recipe: str = ""
+    pictures: int = 1
 
 
 @event("job.started")
@@ -99,7 +110,12 @@ class JobAttemptFailed(Event, frozen=True, kw_only=True):
 
 @event("job.completed")
 class JobCompleted(Event, frozen=True, kw_only=True):
-    """The pictures are stored. Milliseconds: waited before the last start, run from that start to the end."""
+    """The pictures are stored. Milliseconds: waited before the last start, run from that start to the end.
+
+    A ``cached`` job got the pictures of an earlier one with the same recipe, and no attempt was started.
+    ``submitted_seq`` is where its request stands, 0 when it was answered at once: then its request, and a
+    stored and a ready for each picture, stand right before this event.
+    """
 
     job_id: UUID
     user_id: str
@@ -109,6 +125,8 @@ class JobCompleted(Event, frozen=True, kw_only=True):
     waited_ms: int
     run_ms: int
     cached: bool = False
+    recipe: str = ""
+    submitted_seq: int = 0
 
 
 @event("job.failed")

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from forge.database import Connection
-from forge.events.assets import AssetDeleted, AssetStored
+from forge.events.assets import AssetDeleted, AssetExpired, AssetGivenUp, AssetStored
 from forge.events.envelope import Recorded
 from forge.projections.projection import Change, Create, Projection, Run, Table
 
@@ -72,6 +72,15 @@ def stored(event: AssetStored, record: Recorded) -> Iterable[Change]:
 
 @inventory.on(AssetDeleted)
 def deleted(event: AssetDeleted, record: Recorded) -> Iterable[Change]:
+    return _given_up(event)
+
+
+@inventory.on(AssetExpired)
+def expired(event: AssetExpired, record: Recorded) -> Iterable[Change]:
+    return _given_up(event)
+
+
+def _given_up(event: AssetGivenUp) -> Iterable[Change]:
     yield Run(_DROP_REFERENCE, (event.asset_id, event.job_id))
     yield Run(_DROP_UNREFERENCED, (event.asset_id,))
 
@@ -160,7 +169,8 @@ ORDERS = tuple(_ORDERS)
 _ESTIMATE = {rows: f"select count(*) from (select 1 {rows} limit 10001) c" for rows in (_MINE, _ALL)}
 
 _REFERENCES = """
-select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, a.asset_type, a.content_hash, a.format
+select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, r.file_size_bytes, a.asset_type,
+       a.content_hash, a.format
 from asset_reference r join asset_inventory a on a.id = r.asset_id
 where r.asset_id = $1 and ($2::text is null or r.user_id = $2)
 order by r.seq

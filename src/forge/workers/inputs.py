@@ -7,10 +7,10 @@ from uuid import UUID
 
 from forge.comfyui.client import Comfy
 from forge.comfyui.workflows import Workflow, uploads
-from forge.commands import Uploads
 from forge.errors import StoreFailed
 from forge.events.jobs import JobSubmitted
 from forge.store import Store
+from forge.uploads import Uploads
 
 
 async def send(

@@ -15,7 +15,6 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from nats.aio.client import Client
 
 from forge.broker import exchange
-from forge.commands import Uploads
 from forge.database import Pool, answering
 from forge.domain.ids import new_id
 from forge.errors import ForgeError, StoreFailed
@@ -27,6 +26,7 @@ from forge.resources import disk, memory_bytes
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import subject
+from forge.uploads import Uploads
 from forge.workers import uploads
 
 log = logging.getLogger("forge.scheduler")

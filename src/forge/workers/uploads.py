@@ -9,13 +9,13 @@ import asyncio
 import logging
 from datetime import datetime
 
-from forge.commands import Uploads
 from forge.database import Pool, answering
 from forge.domain.uploads import too_many_strays
 from forge.events.envelope import Recorded
 from forge.events.uploads import UploadExpired
 from forge.projections import uploads as table
 from forge.store import Store
+from forge.uploads import Uploads
 
 log = logging.getLogger("forge.uploads")
 
