@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import httpx
 import pytest
 from PIL import Image, ImageChops
 
-from acceptance.evidence import Witness
+from acceptance.checker import uploads_and_rows
+from acceptance.evidence import Evidence, Message, Witness
 from acceptance.job_types import write_recolour
 from acceptance.settling import happened, settled, watching
 from acceptance.system import System, running
@@ -142,3 +143,28 @@ def _highest(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1])
     raise AssertionError("the kernel does not tell")
+
+
+def _evidence() -> Evidence:
+    """One upload, all well."""
+    digest = "ab" * 32
+    path = f"uploads/ab/ab/{digest}.png"
+    data = {"upload_id": "1", "file_path": path}
+    stored = Message(1, "", {"ce-type": "forge.upload.stored.v1"}, data)
+    return Evidence(events=[stored], uploads={"1": {"file_path": path}}, upload_files={path: digest})
+
+
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (lambda e: e.uploads.clear(), "the table"),
+        (lambda e: e.upload_files.clear(), "has no file"),
+        (lambda e: e.upload_files.update({next(iter(e.upload_files)): "cd" * 32}), "holds cdcd"),
+        (lambda e: e.upload_files.update({"uploads/ef.png": "ef"}), "belongs to no upload"),
+    ],
+)
+def test_the_checker_finds_what_is_planted(plant: Callable[[Evidence], None], found: str) -> None:
+    evidence = _evidence()
+    assert list(uploads_and_rows(evidence)) == []
+    plant(evidence)
+    assert any(found in wrong for wrong in uploads_and_rows(evidence))
