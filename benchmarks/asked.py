@@ -12,8 +12,10 @@ EVENTS = "/api/v1/comfyui/events"
 
 
 def user(client: int, clients: int, nth: int) -> str:
-    """Who asks: clients take turns with the users, and none shares one with a client beside it."""
-    return f"player-{(client + nth * clients) % max(USERS, clients):03}"
+    """Who asks: clients take turns with the users, and none shares one with a client beside it. After ten
+    jobs each is followed by another, because nobody may have more that are not over."""
+    crowd = max(USERS, clients)
+    return f"player-{(client + nth * clients) % crowd:03}-{nth * clients // crowd // 10}"
 
 
 def bust(client: int, nth: int) -> bytes:
@@ -30,7 +32,7 @@ def bust(client: int, nth: int) -> bytes:
                 "category": "cultivator",
             },
             "priority": 1 + (client + nth) % 10,
-            "session_id": f"session-{client}",
+            "session_id": f"session-{client}-{nth // 100}",
             "character_id": f"npc-{client}-{nth}",
         }
     )
