@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
+import os
 
-USERS = 20
-"""Users at least; with more clients each is a user of its own."""
+import msgspec
 
 SUBMIT = "/api/v1/comfyui/jobs"
 EVENTS = "/api/v1/comfyui/events"
 
+_RUN = os.getpid()
 
-def user(client: int, clients: int, nth: int) -> str:
-    """Who asks: clients take turns with the users, and none shares one with a client beside it. After ten
-    jobs each is followed by another, because nobody may have more that are not over."""
-    crowd = max(USERS, clients)
-    return f"player-{(client + nth * clients) % crowd:03}-{nth * clients // crowd // 10}"
+
+def user(client: int, nth: int) -> str:
+    """Who asks: each client is a user of its own, and after ten jobs another one, because nobody may have
+    more that are not over. Users of another run are others."""
+    return f"player-{_RUN}-{client:03}-{nth // 10}"
 
 
 def bust(client: int, nth: int) -> bytes:
