@@ -19,6 +19,7 @@ from uuid import UUID
 import msgspec
 
 from forge.domain.admission import (
+    Balances,
     Grants,
     Sizes,
     demand_character,
@@ -165,7 +166,8 @@ class Admissions:
         self.queue_limit, self.rate_per_hour = queue_limit, rate_per_hour
         self.jobs, self.library, self.shelf = Jobs(store), Library(store), shelf
         self.uploads = Uploads(store)
-        self.grants, self.sizes, self.results = Grants(), Sizes(), Results()
+        self.grants, self.balances, self.sizes = Grants(), Balances(), Sizes()
+        self.results = Results()
         self.caught_up = asyncio.Event()
         self.moved = asyncio.Condition()
         self._turns = [_Turn() for _ in range(_TURNS)]
@@ -175,6 +177,7 @@ class Admissions:
         """Take in one event of the log."""
         if self.line.apply(record):
             self.grants.apply(record)
+            self.balances.apply(record)
             self.sizes.apply(record)
             self.results.apply(record)
 
@@ -267,17 +270,21 @@ class Admissions:
 
     async def _demand_room(self, requests: Sequence[JobRequest]) -> None:
         """Refuse what would be drawn in vain. The conclusion of a job is where these limits are exact."""
-        for session_id in {r.session_id for r in requests} - {None}:
+        for session_id in {r.session_id for r in requests if r.session_id is not None}:
             mine = Counter[str]()
             for r in requests:
                 mine[r.asset_type] += r.pictures if r.session_id == session_id else 0
-            held = await self.library.held_by_session(session_id, timeout=SUBMIT_SECONDS)
-            owed = self.sizes.guess(self.line.owed_to_session(str(session_id)))
-            demand_session(held.amount, owed, self.sizes.guess(mine))
-        for character_id in {r.character_id for r in requests} - {None}:
+            held = self.balances.session(session_id)
+            if held is None:
+                held = (await self.library.held_by_session(session_id, timeout=SUBMIT_SECONDS)).amount
+            owed = self.sizes.guess(self.line.owed_to_session(session_id))
+            demand_session(held, owed, self.sizes.guess(mine))
+        for character_id in {r.character_id for r in requests if r.character_id is not None}:
             wanted = sum(r.pictures for r in requests if r.character_id == character_id)
-            held = await self.library.held_by_character(character_id, timeout=SUBMIT_SECONDS)
-            demand_character(held.amount, self.line.owed_to_character(str(character_id)), wanted)
+            held = self.balances.character(character_id)
+            if held is None:
+                held = (await self.library.held_by_character(character_id, timeout=SUBMIT_SECONDS)).amount
+            demand_character(held, self.line.owed_to_character(character_id), wanted)
 
     async def _admit(
         self, seen: _Seen, events: Sequence[Admission], command: str, actor: str

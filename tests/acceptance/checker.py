@@ -15,6 +15,7 @@ from typing import Any
 from acceptance.evidence import ADMISSION, TERMINAL, Evidence, Message
 
 PLACES = 3
+QUEUED, SESSION_BYTES, CHARACTER_ASSETS = 10, 2 * 1024**3, 100
 THUMBNAILS = (256, 512)
 STATUS = {
     "forge.job.submitted.v1": "pending",
@@ -56,6 +57,7 @@ def check(evidence: Evidence, asked: Iterable[Asked], given_up: Collection[str] 
         *queue_agrees(evidence),
         *left_behind(evidence, given_up),
         *told(evidence),
+        *beyond_limits(evidence),
     ]
     assert not wrong, f"{len(wrong)} things are wrong:\n" + "\n".join(wrong[:40])
 
@@ -284,3 +286,37 @@ def told(evidence: Evidence) -> Iterator[str]:
             yield f"{message.subject} is no CloudEvent: {headers}"
         if not all(headers.get(name) for name in ("ce-source", "ce-subject", "ce-time")):
             yield f"{message.subject} lacks attributes: {json.dumps(headers)}"
+
+
+def beyond_limits(evidence: Evidence) -> Iterator[str]:
+    """I-QUOTA: at no event of the log has a user more than ten jobs that are not over, a session more than
+    2 GiB, a character more than a hundred assets; and the balances in the events are the sums."""
+    queued: Counter[str] = Counter()
+    bytes_: Counter[str] = Counter()
+    assets: Counter[str] = Counter()
+    for event in evidence.events:
+        data = event.data
+        session, character = data.get("session_id"), data.get("character_id")
+        if event.type in ADMISSION or event.type in TERMINAL:
+            queued[data["user_id"]] += 1 if event.type in ADMISSION else -1
+            if queued[data["user_id"]] > QUEUED:
+                yield f"{data['user_id']} has {queued[data['user_id']]} jobs at {event.seq}"
+        elif event.type == "forge.asset.stored.v1" and session:
+            bytes_[session] += data["file_size_bytes"]
+            yield from _balance(event, "session_bytes", bytes_[session], SESSION_BYTES)
+        elif event.type == "forge.session.released.v1":
+            bytes_[session] -= data["released_bytes"]
+            yield from _balance(event, "session_bytes", bytes_[session], SESSION_BYTES)
+        elif event.type == "forge.asset.ready.v1" and character:
+            assets[character] += 1
+            yield from _balance(event, "character_assets", assets[character], CHARACTER_ASSETS)
+        elif event.type in ("forge.asset.deleted.v1", "forge.asset.expired.v1") and character:
+            assets[character] -= data.get("pictures", 1)
+            yield from _balance(event, "character_assets", assets[character], CHARACTER_ASSETS)
+
+
+def _balance(event: Message, name: str, sum_: int, most: int) -> Iterator[str]:
+    if not 0 <= sum_ <= most:
+        yield f"{name} are {sum_} at {event.seq}"
+    if event.data.get(name) != sum_:
+        yield f"event {event.seq} says {name} are {event.data.get(name)}, they are {sum_}"
