@@ -9,7 +9,7 @@ from uuid import UUID
 
 from forge.commands import JobRequest
 from forge.domain.ids import asset_id
-from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.assets import AssetDeleted, AssetExpired, AssetReady, AssetStored, SessionReleased
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.events.jobs import (
@@ -23,7 +23,7 @@ from forge.events.jobs import (
     JobSubmitted,
     Produced,
 )
-from forge.events.system import MetricSampled
+from forge.events.system import DiskCrossed, MetricSampled
 from forge.topology import subject
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -159,6 +159,23 @@ def deleted(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fiel
     return AssetDeleted(
         asset_id=asset_id(content_hash), job_id=job, user_id=user, content_hash=content_hash, **given | fields
     )
+
+
+def expired(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetExpired:
+    given: dict[str, Any] = {"asset_type": "npc_bust", "format": "png", "reason": "expired"}
+    return AssetExpired(
+        asset_id=asset_id(content_hash), job_id=job, user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def released(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> SessionReleased:
+    given: dict[str, Any] = {"session_id": "s-1", "released_bytes": 1200, "session_bytes": 0}
+    return SessionReleased(asset_id=asset_id(content_hash), job_id=job, user_id=user, **given | fields)
+
+
+def crossed(**fields: Any) -> DiskCrossed:
+    given: dict[str, Any] = {"level": "warn", "above": True, "used_bytes": 900, "limit_bytes": 1000}
+    return DiskCrossed(**given | fields)
 
 
 def sampled(**fields: Any) -> MetricSampled:

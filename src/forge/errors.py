@@ -16,10 +16,13 @@
     │   ├── KeyReused               422, same Idempotency-Key, other body
     │   ├── JobAlreadyOver          409
     │   ├── JobNotFailed            409
+    │   ├── LimitReached            429, somebody's own limit
     │   └── QueueFull               503, forge as a whole is full
     ├── Unavailable                 a server forge needs does not answer: 503, try again
     │   ├── LogUnavailable
     │   ├── DatabaseUnavailable
+    │   ├── DiskFull                the asset volume has no room
+    │   ├── Overloaded              memory is short
     │   └── NoBackend
     ├── StaleAttempt                a result came from an attempt that is no longer current
     ├── Conflict                    the log moved on since the decision was made: load, decide again
@@ -46,6 +49,7 @@ Whether to try again is decided by type (``retryable``), never by reading text.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 import msgspec
@@ -162,6 +166,25 @@ class QueueFull(Refused):
     code = "queue_full"
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """What somebody may have, what of it is in use, and when that will be less, if time alone does it."""
+
+    name: str
+    allowed: int
+    used: int
+    resets_at: datetime | None = None
+
+
+class LimitReached(Refused):
+    """A limit of yours is reached."""
+
+    code = "limit_reached"
+
+    def __init__(self, limit: Limit, detail: str = "") -> None:
+        self.limit = limit
+        super().__init__(detail or f"{limit.name}: {limit.used} of {limit.allowed} are in use")
+
+
 class Unavailable(ForgeError):
     """A server that forge needs does not answer."""
 
@@ -179,6 +202,18 @@ class DatabaseUnavailable(Unavailable):
     """The database (Postgres) does not answer; submitting still works, reading does not."""
 
     code = "database_unavailable"
+
+
+class DiskFull(Unavailable):
+    """The asset volume is full; nothing is taken until there is room again."""
+
+    code = "disk_full"
+
+
+class Overloaded(Unavailable):
+    """forge is short of memory; come again."""
+
+    code = "overloaded"
 
 
 class NoBackend(Unavailable):

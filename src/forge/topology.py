@@ -18,10 +18,10 @@ from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
 from forge.errors import TopologyDiffers
-from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
 from forge.events.catalogue import Event
 from forge.events.jobs import JobRetried, JobSubmitted
-from forge.events.system import MetricSampled
+from forge.events.system import DiskCrossed, MetricSampled
 
 EVENTS = "FORGE_EVENTS"
 DISPATCH = "FORGE_DISPATCH"
@@ -38,6 +38,7 @@ ALL_ADMISSIONS = "forge.evt.admission.*"
 ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
 ALL_STORED = "forge.evt.session.*"
+DISK_CROSSED = "forge.evt.disk.crossed"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -81,9 +82,19 @@ def session(session_id: str | None) -> str:
     return f"forge.evt.session.{token(session_id)}"
 
 
+def character(character_id: str) -> str:
+    """The filter of what happened to a character's assets."""
+    return f"forge.evt.asset.{token(character_id)}.>"
+
+
 def asset(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
     """The filter of one asset's facts under one character."""
-    return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.*"
+    return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.>"
+
+
+def reference(character_id: str | None, asset_type: str, asset_id: UUID, job_id: UUID) -> str:
+    """The filter of what happened to one job's references to an asset."""
+    return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.{job_id}.*"
 
 
 def order(job_id: UUID) -> str:
@@ -99,11 +110,13 @@ def subject(event: Event) -> str:
     match event:
         case JobSubmitted() | JobRetried():
             return admissions(event.user_id)
-        case AssetStored():
+        case AssetStored() | SessionReleased():
             return session(event.session_id)
-        case AssetReady() | AssetDeleted():
-            place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}"
+        case AssetReady() | AssetGivenUp():
+            place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
             return f"forge.evt.asset.{place}.{_fact(event)}"
+        case DiskCrossed():
+            return DISK_CROSSED
         case MetricSampled():
             return f"forge.metric.{token(event.metric_type)}"
     attempt: int | None = getattr(event, "attempt", None)

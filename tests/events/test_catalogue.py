@@ -30,7 +30,8 @@ def test_every_version_of_every_event_has_a_golden_file() -> None:
 
 
 def test_every_context_is_in_the_catalogue() -> None:
-    assert {type_.partition(".")[0] for type_ in all_events()} == {"job", "asset", "metric"}
+    contexts = {type_.partition(".")[0] for type_ in all_events()}
+    assert contexts == {"job", "asset", "session", "disk", "metric"}
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

@@ -24,7 +24,7 @@ from forge.api.views import asset_of_row
 from forge.canonical import THUMBNAIL_WIDTHS
 from forge.commands import SUBMIT_SECONDS
 from forge.errors import LogUnavailable, PictureRefused, StoreFailed
-from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.assets import AssetDeleted, AssetGivenUp, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.follower import follow
 from forge.projections import inventory as table
@@ -229,7 +229,7 @@ async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record])
     found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
     async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
         async for batch in batches:
-            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetDeleted)}
+            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp)}
             if batch.caught_up:
                 break
     return [found[seq] for seq in sorted(found)]

@@ -23,7 +23,7 @@ from forge.broker import BrokerRefused, request
 from forge.commands import Admissions
 from forge.database import Pool
 from forge.errors import LogUnavailable
-from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.assets import AssetGivenUp, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobAttemptFailed, JobCancelled, JobCompleted, JobFailed
 from forge.follower import follow
@@ -255,7 +255,7 @@ def _told(record: Recorded) -> Told | None:
     user: str | None = getattr(event, "user_id", None)
     if user is None:
         return None
-    if isinstance(event, AssetStored | AssetReady | AssetDeleted):
+    if isinstance(event, AssetStored | AssetReady | AssetGivenUp):
         return Told(record, "assets", event.asset_id, user)
     job_id: UUID | None = getattr(event, "job_id", None)
     return None if job_id is None else Told(record, "jobs", job_id, user)

@@ -1,12 +1,15 @@
 """Errors as clients see them: RFC 9457 problem details, from one table of error types.
 
 Whatever a route raises leaves here as ``application/problem+json`` with ``type``, ``title``, ``status``,
-``detail`` and ``code``, ``errors`` where fields are wrong, and ``Retry-After`` where coming again helps.
+``detail`` and ``code``, ``errors`` where fields are wrong, ``limit`` where one is reached, and
+``Retry-After`` where coming again helps.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +21,7 @@ from litestar.openapi.datastructures import ResponseSpec
 
 from forge import errors
 from forge.broker import BrokerRefused
-from forge.errors import FieldError, ForgeError, Invalid, Malformed
+from forge.errors import FieldError, ForgeError, Invalid, Limit, LimitReached, Malformed
 
 log = logging.getLogger("forge.api")
 
@@ -34,6 +37,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str
     code: str
     errors: list[FieldError] | None = None
+    limit: Limit | None = None
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -58,10 +62,13 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.KeyReused: Kind(422, "The Idempotency-Key belongs to another request"),
     errors.JobAlreadyOver: Kind(409, "The job is over"),
     errors.JobNotFailed: Kind(409, "The job has not failed"),
+    errors.LimitReached: Kind(429, "A limit is reached", 10),
     errors.QueueFull: Kind(503, "The queue is full", 30),
     errors.Unavailable: Kind(503, "A server forge needs does not answer", 2),
     errors.LogUnavailable: Kind(503, "The event log does not answer", 2),
     errors.DatabaseUnavailable: Kind(503, "The database does not answer", 2),
+    errors.DiskFull: Kind(503, "The asset volume is full", 60),
+    errors.Overloaded: Kind(503, "forge is short of memory", 10),
     errors.NoBackend: Kind(503, "No ComfyUI answers", 10),
     BrokerRefused: Kind(503, "The event log refuses to write", 10),
     errors.StoreFailed: Kind(503, "The asset volume does not answer", 10),
@@ -102,6 +109,8 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
             kind = kind_of(type(error)) or _INTERNAL
             detail = error.detail if kind.status < 500 or kind.retry_after else HTTPStatus(500).description
             named = error.errors if isinstance(error, Invalid) else None
+            if isinstance(error, LimitReached):
+                return _told(_until(kind, error.limit), error.code, detail, limit=error.limit)
             return _told(kind, error.code, detail, named)
         case ValidationException():
             return problem_of(Invalid(_fields(error.extra)))
@@ -150,6 +159,7 @@ _DESCRIPTIONS = {
     413: "The body is larger than 64 KiB, or a batch than 2 MiB.",
     415: "The body is not declared as JSON.",
     416: "The range lies outside the file.",
+    429: "A limit of the caller's is reached; `limit` says which, Retry-After when to come again.",
     422: "Some fields are not acceptable, or an Idempotency-Key came with another body.",
     503: "The system is full or a server is down; come again when Retry-After says.",
 }
@@ -159,11 +169,29 @@ RETRY_AFTER = ResponseHeader(
 )
 
 
+def _until(kind: Kind, limit: Limit) -> Kind:
+    """The kind with the seconds after which the limit gives something back, where that is known."""
+    if limit.resets_at is None:
+        return kind
+    seconds = (limit.resets_at - datetime.now(UTC)).total_seconds()
+    return msgspec.structs.replace(kind, retry_after=max(1, math.ceil(seconds)))
+
+
 def _told(
-    kind: Kind, code: str, detail: str, named: list[FieldError] | None = None
+    kind: Kind,
+    code: str,
+    detail: str,
+    named: list[FieldError] | None = None,
+    limit: Limit | None = None,
 ) -> tuple[Problem, dict[str, str]]:
     problem = Problem(
-        type=f"/docs#{code}", title=kind.title, status=kind.status, detail=detail, code=code, errors=named
+        type=f"/docs#{code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        code=code,
+        errors=named,
+        limit=limit,
     )
     headers = {} if kind.retry_after is None else {"retry-after": str(kind.retry_after)}
     if kind.status == 401:

@@ -56,6 +56,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     admitted_at: datetime
     max_attempts: int = MAX_ATTEMPTS
+    session_id: str | None = None
+    character_id: str | None = None
+    recipe: str = ""
+    pictures: int = 1
     status: Status = Status.PENDING
     attempt: int = 0
     adoption: int = 0
@@ -182,6 +186,7 @@ def _complete(command: Complete, job: Job) -> list[Event]:
             assets=list(command.assets),
             waited_ms=_milliseconds(started - job.admitted_at),
             run_ms=_milliseconds(command.now - started),
+            recipe=job.recipe,
         )
     ]
 
@@ -239,6 +244,10 @@ def _retry(job: Job) -> list[Event]:
             submitted_seq=job.submitted_seq,
             attempt=job.attempt,
             max_attempts=job.attempt + MAX_ATTEMPTS,
+            session_id=job.session_id,
+            character_id=job.character_id,
+            recipe=job.recipe,
+            pictures=job.pictures,
         )
     ]
 
@@ -280,6 +289,10 @@ def admitted(event: JobSubmitted | JobRetried, seq: int, at: datetime) -> Job:
         admitted_at=at,
         attempt=again,
         max_attempts=event.max_attempts,
+        session_id=event.session_id,
+        character_id=event.character_id,
+        recipe=event.recipe,
+        pictures=event.pictures,
     )
 
 

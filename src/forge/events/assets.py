@@ -13,7 +13,10 @@ from forge.events.catalogue import Event, Moment, event
 
 @event("asset.stored")
 class AssetStored(Event, frozen=True, kw_only=True):
-    """A picture's bytes are on disk and counted against the session that asked for it."""
+    """A picture's bytes are on disk and counted against the session that asked for it.
+
+    ``session_bytes`` is what that session holds from then on, this picture included.
+    """
 
     asset_id: UUID
     job_id: UUID
@@ -36,11 +39,15 @@ class AssetStored(Event, frozen=True, kw_only=True):
     category: str | None = None
     archetype_id: str | None = None
     variant_key: str | None = None
+    session_bytes: int | None = None
 
 
 @event("asset.ready")
 class AssetReady(Event, frozen=True, kw_only=True):
-    """A picture may be used: what other game services subscribe to."""
+    """A picture may be used: what other game services subscribe to.
+
+    ``character_assets`` is what its character has from then on, this one included.
+    """
 
     asset_id: UUID
     asset_type: str
@@ -57,11 +64,15 @@ class AssetReady(Event, frozen=True, kw_only=True):
     category: str | None = None
     archetype_id: str | None = None
     variant_key: str | None = None
+    character_assets: int | None = None
 
 
-@event("asset.deleted")
-class AssetDeleted(Event, frozen=True, kw_only=True):
-    """An owner gave the asset up; its file goes when no reference is left."""
+class AssetGivenUp(Event, frozen=True, kw_only=True):
+    """One job's references to an asset are gone; the file goes when nobody's is left.
+
+    ``pictures`` and ``file_size_bytes`` are what that gives back; ``character_assets`` is what the character
+    has from then on.
+    """
 
     asset_id: UUID
     asset_type: str
@@ -70,5 +81,30 @@ class AssetDeleted(Event, frozen=True, kw_only=True):
     content_hash: str
     format: str
     reason: str
+    pictures: int = 1
+    file_size_bytes: int = 0
     session_id: str | None = None
     character_id: str | None = None
+    character_assets: int | None = None
+
+
+@event("asset.deleted")
+class AssetDeleted(AssetGivenUp, frozen=True, kw_only=True):
+    """An owner, or a clean-up in the owner's place, gave the asset up."""
+
+
+@event("asset.expired")
+class AssetExpired(AssetGivenUp, frozen=True, kw_only=True):
+    """The asset's time was over."""
+
+
+@event("session.released")
+class SessionReleased(Event, frozen=True, kw_only=True):
+    """A session got bytes back, because one of its jobs' references is gone; ``session_bytes`` are left."""
+
+    session_id: str
+    asset_id: UUID
+    job_id: UUID
+    user_id: str
+    released_bytes: int
+    session_bytes: int

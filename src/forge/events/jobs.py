@@ -26,7 +26,11 @@ class Produced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @event("job.submitted")
 class JobSubmitted(Event, frozen=True, kw_only=True):
-    """A user asked for pictures and the request was admitted."""
+    """A user asked for pictures and the request was admitted.
+
+    ``recipe`` names everything the pictures follow from: equal recipes draw the same. ``pictures`` is how
+    many it will bring.
+    """
 
     job_id: UUID
     user_id: str
@@ -41,6 +45,8 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     character_id: str | None = None
     batch_id: UUID | None = None
     ttl_seconds: int | None = None
+    recipe: str = ""
+    pictures: int = 1
 
 
 @event("job.retried")
@@ -54,6 +60,10 @@ class JobRetried(Event, frozen=True, kw_only=True):
     submitted_seq: int
     attempt: int
     max_attempts: int
+    session_id: str | None = None
+    character_id: str | None = None
+    recipe: str = ""
+    pictures: int = 1
 
 
 @event("job.started")
@@ -109,6 +119,7 @@ class JobCompleted(Event, frozen=True, kw_only=True):
     waited_ms: int
     run_ms: int
     cached: bool = False
+    recipe: str = ""
 
 
 @event("job.failed")

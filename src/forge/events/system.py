@@ -1,8 +1,8 @@
-"""The samples forge takes of itself."""
+"""What forge notices of itself: samples of resources, and the moments at which one crosses a line."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from forge.events.catalogue import Event, event
 
@@ -15,3 +15,16 @@ class MetricSampled(Event, frozen=True, kw_only=True):
     value: int
     unit: str
     details: dict[str, Any]
+
+
+@event("disk.crossed")
+class DiskCrossed(Event, frozen=True, kw_only=True):
+    """The use of the asset volume went over a line (``above``), or came back below it.
+
+    At ``warn`` somebody should look, at ``clean`` the clean-up begins, at ``full`` no work is taken.
+    """
+
+    level: Literal["warn", "clean", "full"]
+    above: bool
+    used_bytes: int
+    limit_bytes: int

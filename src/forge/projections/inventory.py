@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from forge.database import Connection
-from forge.events.assets import AssetDeleted, AssetStored
+from forge.events.assets import AssetDeleted, AssetExpired, AssetGivenUp, AssetStored
 from forge.events.envelope import Recorded
 from forge.projections.projection import Change, Create, Projection, Run, Table
 
@@ -72,6 +72,15 @@ def stored(event: AssetStored, record: Recorded) -> Iterable[Change]:
 
 @inventory.on(AssetDeleted)
 def deleted(event: AssetDeleted, record: Recorded) -> Iterable[Change]:
+    return _given_up(event)
+
+
+@inventory.on(AssetExpired)
+def expired(event: AssetExpired, record: Recorded) -> Iterable[Change]:
+    return _given_up(event)
+
+
+def _given_up(event: AssetGivenUp) -> Iterable[Change]:
     yield Run(_DROP_REFERENCE, (event.asset_id, event.job_id))
     yield Run(_DROP_UNREFERENCED, (event.asset_id,))
 

@@ -175,6 +175,7 @@ class Attempt:
 
     def _stored(self, position: int, picture: Picture, path: Path) -> AssetStored:
         request, now = self.loaded.request, datetime.now(UTC)
+        marks = labels(self._workflow(), request.params)
         ttl = request.ttl_seconds or self.studio.asset_ttl_seconds
         return AssetStored(
             asset_id=asset_id(picture.content_hash),
@@ -195,7 +196,9 @@ class Attempt:
             expires_at=now + timedelta(seconds=ttl),
             session_id=request.session_id,
             character_id=request.character_id,
-            **labels(self._workflow(), request.params),
+            category=marks["category"],
+            archetype_id=marks["archetype_id"],
+            variant_key=marks["variant_key"],
         )
 
     # ---------------------------------------------------------------- ending

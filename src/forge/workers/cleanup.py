@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from nats.aio.client import Client
 
 from forge.database import Pool, answering
-from forge.events.assets import AssetDeleted
+from forge.events.assets import AssetGivenUp
 from forge.eventstore import EventStore
 from forge.store import Store
 from forge.topology import CLEANUP, EVENTS
@@ -44,7 +44,7 @@ class Cleanup:
     async def handle(self, delivery: Delivery) -> Outcome:
         """Wait out the grace of one deletion, then unlink what is still unreferenced."""
         record = await self.events.at(delivery.sequence)
-        if record is None or not isinstance(record.event, AssetDeleted):
+        if record is None or not isinstance(record.event, AssetGivenUp):
             return Outcome.DONE
         due = record.meta.at + self.grace
         await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
