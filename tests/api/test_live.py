@@ -264,8 +264,9 @@ async def test_a_socket_needs_a_key_too(serve: Serve, settings: Settings) -> Non
 
 
 async def test_a_page_of_elsewhere_gets_no_socket(served: Served) -> None:
-    async with listening(served, Origin="https://evil.example") as socket:
-        assert await code_of(socket) == 4401
+    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+        async with listening(served, Origin=origin) as socket:
+            assert await code_of(socket) == 4403, origin
 
 
 async def test_stopping_says_goodbye_and_when_to_come_again(served: Served) -> None:

@@ -12,18 +12,25 @@ from litestar.exceptions import HTTPException
 from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
+from forge.api.gate import Gate, Guesses
 from forge.api.parts import Parts
-from forge.api.sockets import events
+from forge.api.seats import Seats
+from forge.api.sockets import events, give_ticket
+from forge.api.tickets import Tickets
 from forge.api.views import ROOT
 
 
-def create_app(parts: Parts) -> Litestar:
-    """The application over these parts; ``parts.live`` is to run beside it."""
+def create_app(parts: Parts) -> Gate:
+    """The application over these parts, behind its limits; ``parts.live`` is to run beside it."""
+    return Gate(_app(parts), parts.settings)
+
+
+def _app(parts: Parts) -> Litestar:
     counters = metrics.Metrics(parts.live)
     door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
-        route_handlers=[jobs.router, assets.router, operations.router],
+        route_handlers=[jobs.router, assets.router, operations.router, give_ticket],
         before_request=admit,
     )
     return Litestar(
@@ -40,7 +47,16 @@ def create_app(parts: Parts) -> Litestar:
         ],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},
         middleware=[counters],
-        state=State({"parts": parts, "door": door, "metrics": counters}),
+        state=State(
+            {
+                "parts": parts,
+                "door": door,
+                "metrics": counters,
+                "guesses": Guesses(),
+                "tickets": Tickets(parts.nc),
+                "seats": Seats(parts.settings.sockets, parts.settings.sockets_per_user),
+            }
+        ),
         openapi_config=openapi.config(),
         request_max_body_size=MAX_BODY,
         logging_config=None,
