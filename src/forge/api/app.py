@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.routes import HTTPRoute
+from litestar.types import Method
 
 from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
 from forge.api.auth import Door, admit
@@ -33,7 +36,7 @@ def _app(parts: Parts) -> Litestar:
         route_handlers=[jobs.router, assets.router, operations.router, give_ticket],
         before_request=admit,
     )
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             behind_the_door,
             Router(ROOT, route_handlers=[events]),
@@ -61,6 +64,18 @@ def _app(parts: Parts) -> Litestar:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
+    _tell_all_methods(app)
+    return app
+
+
+def _tell_all_methods(app: Litestar) -> None:
+    """Let OPTIONS name each method of a path, of which Litestar makes a route for each handler."""
+    of_path = defaultdict[str, set[Method]](set)
+    routes = [route for route in app.routes if isinstance(route, HTTPRoute)]
+    for route in routes:
+        of_path[route.path] |= route.methods
+    for route in routes:
+        route.methods |= of_path[route.path]
 
 
 @get("/openapi.json", include_in_schema=False, media_type="application/vnd.oai.openapi+json")
@@ -68,6 +83,6 @@ async def openapi_document(request: Request[Any, Any, Any]) -> Response[bytes]:
     """What this API takes and gives, in OpenAPI 3.1."""
     state = request.app.state
     if "openapi" not in state:
-        document = openapi.document(request.app.openapi_schema.to_schema(), ROOT)
+        document = openapi.document(request.app.openapi_schema.to_schema(), ROOT, state.parts.workflows)
         state.openapi = msgspec.json.encode(document)
     return Response(state.openapi, headers={"cache-control": "no-cache"})
