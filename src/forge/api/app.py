@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from inspect import getclosurevars
 from typing import Any
 
 import msgspec
@@ -10,7 +10,6 @@ from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
-from litestar.types import Method
 
 from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
 from forge.api.auth import Door, admit
@@ -69,13 +68,16 @@ def _app(parts: Parts) -> Litestar:
 
 
 def _tell_all_methods(app: Litestar) -> None:
-    """Let OPTIONS name each method of a path, of which Litestar makes a route for each handler."""
-    of_path = defaultdict[str, set[Method]](set)
-    routes = [route for route in app.routes if isinstance(route, HTTPRoute)]
-    for route in routes:
-        of_path[route.path] |= route.methods
-    for route in routes:
-        route.methods |= of_path[route.path]
+    """Let OPTIONS name each method of a path.
+
+    Litestar makes the route anew for each further handler of a path, but keeps the first one's answer to
+    OPTIONS, which looks at a route that is no longer there.
+    """
+    for route in app.routes:
+        for handler in route.route_handlers if isinstance(route, HTTPRoute) else ():
+            first = getclosurevars(getattr(handler.fn, "func", handler.fn)).nonlocals.get("self")
+            if isinstance(first, HTTPRoute):
+                first.methods |= route.methods
 
 
 @get("/openapi.json", include_in_schema=False, media_type="application/vnd.oai.openapi+json")

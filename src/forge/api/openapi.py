@@ -42,9 +42,9 @@ _EVENTS = {
         "description": (
             "WebSocket: live job and asset events, resumable by sequence. With the sub-protocol `forge.v1` "
             'the client begins with `{"t": "sub", "after": SEQ}`; without it events come at once. Web pages '
-            "send a ticket as a second sub-protocol, `ticket.T`. Closed with 4401 (no key or ticket, or no longer "
-            "good), 4403 (not for this user or page), 4408 (too slow), 4429 (too many sockets or messages), "
-            "1008, 1009, 1012 or 1013 (come again)."
+            "send a ticket as a second sub-protocol, `ticket.T`. Closed with 4401 (no key or ticket, or no "
+            "longer good), 4403 (not for this user or page), 4408 (too slow), 4429 (too many sockets or "
+            "messages), 1008, 1009, 1012 or 1013 (come again)."
         ),
         "parameters": [
             {
