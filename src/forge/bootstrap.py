@@ -22,11 +22,12 @@ from nats.aio.client import Client
 from forge import database, telemetry, topology
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.library import Library, Shelf
 from forge.settings import Settings
 from forge.store import Store
 
@@ -123,6 +124,8 @@ async def _generation(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
         jobs=Jobs(events),
+        library=Library(events),
+        shelf=Shelf(events, store, settings.asset_ttl_seconds),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
@@ -183,7 +186,13 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
         blobs = await _store(settings, events)
-        admissions = Admissions(events, Line(), queue_limit=settings.queue_limit)
+        admissions = Admissions(
+            events,
+            Line(),
+            queue_limit=settings.queue_limit,
+            rate_per_hour=settings.rate_per_hour,
+            shelf=Shelf(events, blobs, settings.asset_ttl_seconds),
+        )
         live = Live(nc, admissions, pool)
         parts = Parts(
             settings=settings,
@@ -191,7 +200,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             store=events,
             admissions=admissions,
             jobs=admissions.jobs,
-            assets=Assets(events),
+            library=Library(events),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,

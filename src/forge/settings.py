@@ -118,7 +118,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Setting("FORGE_SOCKETS_PER_USER", "of which one user may have", "sockets")
     ] = 4
     rate_per_hour: Annotated[
-        int, Setting("FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour", "jobs/h")
+        int,
+        Setting(
+            "FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour; 0 for any number", "jobs/h"
+        ),
     ] = 20
     queue_limit: Annotated[
         int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
@@ -212,7 +215,7 @@ def _check(s: Settings) -> None:
         "asset_ttl_seconds": s.asset_ttl_seconds > 0,
         "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
-        "rate_per_hour": s.rate_per_hour > 0,
+        "rate_per_hour": s.rate_per_hour >= 0,
         "rate_per_ip": s.rate_per_ip is None or 0 <= s.rate_per_ip <= 1_000_000,
         "sockets": s.sockets > 0,
         "sockets_per_user": s.sockets_per_user > 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +15,7 @@ from forge.api.parts import Parts
 from forge.commands import Loaded
 from forge.domain.ids import asset_id
 from forge.domain.jobs import Complete, FailAttempt, Start
-from forge.events.assets import AssetReady, AssetStored
+from forge.events.assets import AssetStored
 from forge.events.jobs import Produced
 
 
@@ -73,7 +74,6 @@ async def completed(
         created_at=now,
         expires_at=now + timedelta(days=7),
     )
-    ready = AssetReady(**common, url=f"/assets/{id_}")
     produced = Produced(
         asset_id=id_,
         asset_type=request.asset_type,
@@ -86,7 +86,7 @@ async def completed(
         Complete(loaded.job.attempt, "worker-a", (produced,), now),
         actor="worker",
         name=f"{loaded.job.attempt}/complete",
-        before=[stored, ready],
+        before=partial(parts.library.entries, [stored]),
     )
 
 

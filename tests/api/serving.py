@@ -17,10 +17,11 @@ from forge.api.live import Live
 from forge.api.parts import Parts
 from forge.api.serving import configuration
 from forge.comfyui.workflows import load
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.library import Library, Shelf
 from forge.settings import Settings
 from forge.store import Store
 from waiting import wait_until
@@ -52,16 +53,22 @@ async def parts_over(
     stack: AsyncExitStack, nc: Client, pool: database.Pool, settings: Settings, open_to_loopback: bool
 ) -> Parts:
     store = EventStore(nc)
-    admissions = Admissions(store, Line(), queue_limit=settings.queue_limit)
     blobs = Store(settings.assets_dir)
     blobs.open()
+    admissions = Admissions(
+        store,
+        Line(),
+        queue_limit=settings.queue_limit,
+        rate_per_hour=settings.rate_per_hour,
+        shelf=Shelf(store, blobs, settings.asset_ttl_seconds),
+    )
     return Parts(
         settings=settings,
         nc=nc,
         store=store,
         admissions=admissions,
         jobs=Jobs(store),
-        assets=Assets(store),
+        library=Library(store),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

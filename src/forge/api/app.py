@@ -11,7 +11,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
 
-from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
+from forge.api import assets, docs, jobs, limits, metrics, openapi, operations, problems
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.gate import Gate, Guesses
@@ -32,7 +32,7 @@ def _app(parts: Parts) -> Litestar:
     door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
-        route_handlers=[jobs.router, assets.router, operations.router, give_ticket],
+        route_handlers=[jobs.router, assets.router, operations.router, limits.router, give_ticket],
         before_request=admit,
     )
     app = Litestar(

@@ -240,7 +240,10 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
     """Give an asset up. Its file goes when nobody else refers to it. `X-Forge-Seq` is the event."""
     parts, caller = parts_of(request), caller_of(request)
     seq = 0
-    for job_id, reference in {r["job_id"]: r for r in await _references(request, asset_id)}.items():
+    by_job: dict[UUID, list[asyncpg.Record]] = {}
+    for row in await _references(request, asset_id):
+        by_job.setdefault(row["job_id"], []).append(row)
+    for job_id, [reference, *more] in by_job.items():
         gone = AssetDeleted(
             asset_id=asset_id,
             asset_type=reference["asset_type"],
@@ -249,10 +252,12 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
             content_hash=reference["content_hash"],
             format=reference["format"],
             reason="requested",
+            pictures=1 + len(more),
+            file_size_bytes=(1 + len(more)) * reference["file_size_bytes"],
             session_id=reference["session_id"],
             character_id=reference["character_id"],
         )
-        seq = await parts.assets.delete(gone, actor=caller.actor, within=SUBMIT_SECONDS)
+        seq = await parts.library.give_up(gone, actor=caller.actor, within=SUBMIT_SECONDS)
     parts.live.wrote(seq, about=asset_id)
     return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
 

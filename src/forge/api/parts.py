@@ -9,10 +9,11 @@ from litestar.connection import ASGIConnection
 
 from forge.api.live import Live
 from forge.comfyui.workflows import Workflow
-from forge.commands import Admissions, Assets, Jobs
+from forge.commands import Admissions, Jobs
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.library import Library
 from forge.settings import Settings
 from forge.store import Store
 
@@ -31,7 +32,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     store: EventStore
     admissions: Admissions
     jobs: Jobs
-    assets: Assets
+    library: Library
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store

@@ -169,7 +169,8 @@ ORDERS = tuple(_ORDERS)
 _ESTIMATE = {rows: f"select count(*) from (select 1 {rows} limit 10001) c" for rows in (_MINE, _ALL)}
 
 _REFERENCES = """
-select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, a.asset_type, a.content_hash, a.format
+select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, r.file_size_bytes, a.asset_type,
+       a.content_hash, a.format
 from asset_reference r join asset_inventory a on a.id = r.asset_id
 where r.asset_id = $1 and ($2::text is null or r.user_id = $2)
 order by r.seq

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,23 +23,25 @@ from forge.comfyui.backends import Backends
 from forge.comfyui.client import Comfy
 from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
-from forge.commands import Jobs, Loaded
+from forge.commands import Jobs, Loaded, no_entries
+from forge.domain.assets import produced
 from forge.domain.ids import asset_id, prompt_id
-from forge.domain.jobs import Adopt, Complete, FailAttempt, Start, Status, exhausted
+from forge.domain.jobs import Adopt, Complete, FailAttempt, Reuse, Start, Status, exhausted
 from forge.errors import (
     BackendUnreachable,
     BackendWedged,
     ForgeError,
+    LimitReached,
     LogUnavailable,
     PromptLost,
     PromptRejected,
     StaleAttempt,
     WorkflowInvalid,
 )
-from forge.events.assets import AssetReady, AssetStored
-from forge.events.catalogue import Event
-from forge.events.jobs import Produced
+from forge.events.assets import AssetStored
+from forge.eventstore import Entry
 from forge.images import Picture, Workshop
+from forge.library import Library, Shelf
 from forge.store import Store
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
@@ -55,6 +59,8 @@ class Studio(msgspec.Struct, frozen=True):
     worker: str
     nc: Client
     jobs: Jobs
+    library: Library
+    shelf: Shelf
     backends: Backends
     workflows: dict[str, Workflow]
     store: Store
@@ -89,6 +95,8 @@ class Attempt:
             await self._withdraw()
             return Outcome.DONE
         try:
+            if await self._reuse():
+                return Outcome.DONE
             comfy = await (self._start() if self.loaded.job.status is Status.PENDING else self._adopt())
             outputs = await self._wait(comfy)
             await self._keep(outputs, comfy)
@@ -106,6 +114,20 @@ class Attempt:
         return (job.status is Status.PENDING and attempt == job.attempt + 1) or (
             job.status is Status.RUNNING and attempt == job.attempt
         )
+
+    async def _reuse(self) -> bool:
+        """Conclude at once with what was drawn for this very recipe before, if it is still there."""
+        drawn_at, request, shelf = self.order.drawn_at, self.loaded.request, self.studio.shelf
+        if not drawn_at or self.loaded.job.status is not Status.PENDING:
+            return False
+        found = await shelf.recall(request.recipe, drawn_at)
+        if not found:
+            return False
+        now = datetime.now(UTC)
+        pictures = [shelf.lent(picture, request, now) for picture in found]
+        command = Reuse(tuple(map(produced, pictures)), now)
+        await self._act(command, "reuse", before=partial(self.studio.library.entries, pictures))
+        return True
 
     # ------------------------------------------------------------- beginning
 
@@ -154,17 +176,15 @@ class Attempt:
         """File first, event after: a row is never without its picture."""
         studio, order = self.studio, self.order
         async with studio.store.workspace(f"{order.job_id}-{order.attempt}-{uuid4().hex[:8]}") as folder:
-            events: list[Event] = []
-            produced: list[Produced] = []
+            pictures: list[AssetStored] = []
             for position, output in enumerate(outputs):
                 picture = await self._fetch(comfy, output, folder / f"{position}")
                 path = await studio.store.keep(picture)
-                stored = self._stored(position, picture, path)
-                events += [stored, _ready(stored)]
-                produced.append(_produced(stored))
+                pictures.append(self._stored(position, picture, path))
             # the folder goes afterwards: nobody should wait for that
-            command = Complete(order.attempt, studio.worker, tuple(produced), datetime.now(UTC))
-            await self._act(command, "complete", before=events)
+            made = tuple(map(produced, pictures))
+            command = Complete(order.attempt, studio.worker, made, datetime.now(UTC))
+            await self._act(command, "complete", before=partial(studio.library.entries, pictures))
         with suppress(ForgeError):
             await comfy.forget(self.prompt)
 
@@ -212,7 +232,7 @@ class Attempt:
             code, message = "internal", "something in forge broke; its log tells more"
         if not isinstance(error, PromptRejected):
             await self._rid(error)
-        final = isinstance(error, PromptRejected | WorkflowInvalid)
+        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached)
         command = FailAttempt(self.order.attempt, code, message, final, datetime.now(UTC))
         with suppress(StaleAttempt):
             if self.loaded.job.status is Status.PENDING:  # it broke before its start was written
@@ -243,7 +263,10 @@ class Attempt:
             self.studio.backends.disown(comfy.url, self.prompt)
 
     async def _act(
-        self, command: Start | Adopt | Complete | FailAttempt, name: str, before: list[Event] | None = None
+        self,
+        command: Start | Adopt | Complete | Reuse | FailAttempt,
+        name: str,
+        before: Callable[[], Awaitable[Sequence[Entry]]] = no_entries,
     ) -> None:
         worker = self.studio.worker
         self.loaded = await self.studio.jobs.act(
@@ -251,35 +274,5 @@ class Attempt:
             command,
             actor=f"worker:{worker}",
             name=f"{self.order.attempt}/{name}/{worker}",
-            before=before or (),
+            before=before,
         )
-
-
-def _ready(stored: AssetStored) -> AssetReady:
-    return AssetReady(
-        asset_id=stored.asset_id,
-        asset_type=stored.asset_type,
-        job_id=stored.job_id,
-        user_id=stored.user_id,
-        content_hash=stored.content_hash,
-        format=stored.format,
-        width=stored.width,
-        height=stored.height,
-        file_size_bytes=stored.file_size_bytes,
-        url=f"/api/v1/comfyui/assets/{stored.asset_id}/file",
-        session_id=stored.session_id,
-        character_id=stored.character_id,
-        category=stored.category,
-        archetype_id=stored.archetype_id,
-        variant_key=stored.variant_key,
-    )
-
-
-def _produced(stored: AssetStored) -> Produced:
-    return Produced(
-        asset_id=stored.asset_id,
-        asset_type=stored.asset_type,
-        content_hash=stored.content_hash,
-        format=stored.format,
-        size_bytes=stored.file_size_bytes,
-    )
