@@ -18,6 +18,7 @@ from websockets.frames import Frame, Opcode
 from api.raw import Answer, Line, ask, line
 from api.serving import ROOT, Serve, Served
 from forge.api import connections
+from forge.api.gate import Gate
 from waiting import wait_until
 
 POST = b"POST %s/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" % ROOT.encode()
@@ -185,6 +186,25 @@ async def test_there_is_an_end_to_connections(served: Served, monkeypatch: pytes
         return (await ask(served.base_url, "GET", b"/livez")).status == 200
 
     await wait_until(served_again)
+
+
+async def test_one_address_has_so_many_connections(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_EACH", 2)
+    gates = list[Gate]()
+    plain = Gate.connected
+
+    def elsewhere(self: Gate, peer: tuple[str, int] | None) -> str:
+        gates.append(self)
+        return plain(self, ("203.0.113.7", 1))
+
+    monkeypatch.setattr(Gate, "connected", elsewhere)
+    async with line(served.base_url), line(served.base_url), line(served.base_url) as third:
+        is_problem(await third.answer(), 503, "unavailable")
+    await wait_until(lambda: not gates[0].connections)
+    monkeypatch.setattr(Gate, "connected", plain)
+    async with line(served.base_url), line(served.base_url), line(served.base_url):
+        assert (await ask(served.base_url, "GET", b"/livez")).status == 200
+        assert not gates[0].connections, "this machine speaks for many"
 
 
 # -------------------------------------------------------------------- sockets

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from typing import cast
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from forge.api import problems
-from forge.api.gate import MAX_HEAD
+from forge.api.gate import MAX_HEAD, Gate
 from forge.domain.rates import Rate, take
 from forge.errors import ForgeError, HeadTooLarge, Malformed, TooLarge, TooSlow, Unavailable
 
@@ -30,6 +31,9 @@ STALLED_SECONDS = 20.0
 """For a client to take in what it was sent."""
 
 MAX_CONNECTIONS = 8192
+MAX_CONNECTIONS_EACH = 512
+"""From one address; sockets have seats of their own, and proxies and this machine speak for many."""
+
 PINGS = Rate(per_second=1.0, burst=20)
 
 
@@ -43,19 +47,28 @@ class HttpConnection(HttpToolsProtocol):
     _received = 0
     _arriving = False
     _has_head = False
-    _wrong: ForgeError | None = None
+    _counted = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        gate = cast("Gate", self.config.app)
+        self._counted = gate.connected(self.client)
+        alone = not self._counted or gate.connections[self._counted] <= MAX_CONNECTIONS_EACH
+        if len(self.connections) > MAX_CONNECTIONS or not alone:
             self._refuse(Unavailable("there are too many connections"))
         else:
             self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
+        self._leave()
         self.resume_writing()
         super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        if self._counted:
+            cast("Gate", self.config.app).disconnected(self._counted)
+            self._counted = ""
 
     # ------------------------------------------------------------- arriving
 
@@ -87,6 +100,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._in_time()
+        self._leave()
         super().handle_websocket_upgrade()
 
     @property

@@ -7,6 +7,7 @@ It runs before everything else, so it does little: one look at each header, one 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from litestar import Litestar
 from litestar.types import Receive, Scope, Send
 
 from forge.api import problems
-from forge.api.addresses import Asker, asker
+from forge.api.addresses import Asker, asker, network, parsed
 from forge.domain.rates import Buckets, Rate
 from forge.errors import AddressTooLong, ForgeError, HeadTooLarge, Limit, LimitReached, Malformed
 from forge.settings import Settings
@@ -45,6 +46,7 @@ class Gate:
         per_second = DEFAULT_RATE if settings.rate_per_ip is None else settings.rate_per_ip
         burst = max(1, round(per_second * BURST_SECONDS))
         self._buckets = Buckets(Rate(per_second, burst)) if per_second else None
+        self.connections: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = cast("dict[str, Any]", scope)
@@ -57,6 +59,20 @@ class Gate:
             if given.get("method") == "HEAD":  # the server leaves the body out
                 given = given | {"method": "GET"}
         await self._app(cast("Scope", given), receive, send)
+
+    def connected(self, peer: tuple[str, int] | None) -> str:
+        """Count a connection; what it is counted under, nothing for proxies and for this machine."""
+        address = None if peer is None else parsed(peer[0])
+        if address is None or address.is_loopback or any(address in one for one in self._trusted):
+            return ""
+        self.connections[network(address)] += 1
+        return network(address)
+
+    def disconnected(self, counted: str) -> None:
+        """The end of a connection that was counted."""
+        self.connections[counted] -= 1
+        if not self.connections[counted]:
+            del self.connections[counted]
 
     def _admit(self, scope: dict[str, Any]) -> None:
         """
