@@ -7,6 +7,9 @@
     │   ├── Invalid                 422, names every field
     │   ├── Malformed               400, could not be read at all
     │   ├── TooLarge                413
+    │   ├── TooSlow                 408, the request did not come in time
+    │   ├── AddressTooLong          414
+    │   ├── HeadTooLarge            431
     │   ├── NotFound                404, also for what belongs to somebody else
     │   ├── Forbidden               403
     │   ├── Unauthenticated         401
@@ -102,6 +105,24 @@ class TooLarge(Refused):
     """The request is larger than forge accepts."""
 
     code = "too_large"
+
+
+class TooSlow(Refused):
+    """The request did not arrive in time; send it again, faster."""
+
+    code = "too_slow"
+
+
+class AddressTooLong(Refused):
+    """The path and query are longer than forge reads."""
+
+    code = "address_too_long"
+
+
+class HeadTooLarge(Refused):
+    """The headers are more or larger than forge reads."""
+
+    code = "head_too_large"
 
 
 class NotFound(Refused):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -86,6 +88,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "bytes",
         ),
     ] = None
+    trusted_proxies: Annotated[
+        tuple[IPv4Network | IPv6Network, ...],
+        Setting(
+            "FORGE_TRUSTED_PROXIES",
+            "addresses or networks, comma separated, whose X-Forwarded-For is believed; none by default",
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Setting(
+            "FORGE_ALLOWED_ORIGINS",
+            "web origins whose pages may open sockets, comma separated, besides forge's own",
+        ),
+    ] = ()
+    rate_per_ip: Annotated[
+        float | None,
+        Setting(
+            "FORGE_RATE_PER_IP",
+            "requests from one address (IPv6: /64), 5 s of it at once; 0 is no limit; "
+            "default: 200, and no limit for this machine itself",
+            "requests/s",
+        ),
+    ] = None
+    sockets: Annotated[
+        int, Setting("FORGE_SOCKETS", "event sockets open at once, in each API process", "sockets")
+    ] = 1000
+    sockets_per_user: Annotated[
+        int, Setting("FORGE_SOCKETS_PER_USER", "of which one user may have", "sockets")
+    ] = 4
     rate_per_hour: Annotated[
         int,
         Setting(
@@ -139,6 +170,10 @@ def _parse(name: str, raw: str, kind: Any) -> Any:
         return tuple(_url(u.strip()) for u in raw.split(",") if u.strip())
     if name == "api_keys":
         return tuple(_api_key(k.strip()) for k in raw.split(",") if k.strip())
+    if name == "trusted_proxies":
+        return tuple(ip_network(n.strip(), strict=False) for n in raw.split(",") if n.strip())
+    if name == "allowed_origins":
+        return tuple(_origin(o.strip()) for o in raw.split(",") if o.strip())
     if name == "models":
         return dict(_model(m.strip()) for m in raw.split(",") if m.strip())
     if kind in (Path, Path | None):
@@ -150,6 +185,13 @@ def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError(f"{text!r} is not an http:// or https:// address")
     return text.rstrip("/")
+
+
+def _origin(text: str) -> str:
+    found = urlsplit(_url(text))
+    if not found.hostname or text.rstrip("/") != f"{found.scheme}://{found.netloc}":
+        raise ValueError(f"{text!r} is not an origin like https://game.example")
+    return text.rstrip("/").lower()
 
 
 def _model(text: str) -> tuple[str, str]:
@@ -174,6 +216,9 @@ def _check(s: Settings) -> None:
         "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
         "rate_per_hour": s.rate_per_hour >= 0,
+        "rate_per_ip": s.rate_per_ip is None or 0 <= s.rate_per_ip <= 1_000_000,
+        "sockets": s.sockets > 0,
+        "sockets_per_user": s.sockets_per_user > 0,
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,

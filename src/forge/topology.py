@@ -117,6 +117,11 @@ def progress(job_id: UUID) -> str:
     return f"forge.live.job.{job_id}"
 
 
+def ticket_office(office: str) -> str:
+    """Where an API process is asked about the tickets it gave."""
+    return f"forge.live.ticket.{office}"
+
+
 def subject(event: Event) -> str:
     """Where an event belongs; its last token is the fact's name."""
     match event:

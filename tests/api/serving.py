@@ -15,6 +15,7 @@ from forge import database
 from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
+from forge.api.serving import configuration
 from forge.comfyui.workflows import load
 from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
@@ -84,8 +85,7 @@ async def listening(parts: Parts) -> AsyncIterator[str]:
     app = create_app(parts)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="websockets-sansio", proxy_headers=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
     task = asyncio.create_task(server._serve([listener]))
     await wait_until(lambda: server.started or task.done(), what="uvicorn listens")
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -32,7 +32,7 @@ from forge.topology import asset as facts_of
 
 Asked = Request[Any, Any, Any]
 
-Text = Annotated[str | None, QueryParameter(max_length=200)]
+Text = Annotated[str | None, QueryParameter(min_length=1, max_length=edge.MAX_ID)]
 Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format": "date-time"})]
 Order = Literal["-created_at", "created_at", "-file_size_bytes", "file_size_bytes"]
 

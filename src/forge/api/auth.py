@@ -66,6 +66,10 @@ class Door:
             raise Forbidden("a player's key speaks for that player only")
         return Caller(role, acting_for, actor)
 
+    def lets_stay(self, caller: Caller) -> bool:
+        """Whether a caller who was let in would be let in still."""
+        return True
+
     def _known(self, connection: Connection) -> tuple[str, str]:
         given = connection.headers.get("authorization")
         if given is None and self._open and _is_this_machine(connection):
@@ -86,7 +90,24 @@ async def admit(request: Request[Any, Any, Any]) -> None:
     Not a guard, for which Litestar copies the route's handler each time; and async, because it would send a
     plain function to a thread.
     """
-    request.scope["user"] = request.scope["litestar_app"].state.door.caller(request)
+    request.scope["user"] = admitted(request)
+
+
+def admitted(connection: Connection) -> Caller:
+    """Who is asking; each key that nobody has is counted against the address it came from.
+
+    Raises:
+        LimitReached: there were too many of them.
+        Unauthenticated, Forbidden, Invalid: as :meth:`Door.caller` says.
+    """
+    state = connection.scope["litestar_app"].state
+    try:
+        caller: Caller = state.door.caller(connection)
+    except Unauthenticated:
+        if "authorization" in connection.headers:
+            state.guesses.another(connection.scope)
+        raise
+    return caller
 
 
 def caller_of(connection: Connection) -> Caller:
