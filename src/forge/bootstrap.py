@@ -28,6 +28,7 @@ from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library
+from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
 
@@ -130,6 +131,7 @@ async def _generation(
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
         asset_ttl_seconds=settings.asset_ttl_seconds,
+        capacity=Capacity(settings),
     )
     return Generation(studio).run(stop)
 
@@ -185,7 +187,8 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
         blobs = await _store(settings, events)
-        admissions = Admissions(events, Line(), queue_limit=settings.queue_limit)
+        capacity = Capacity(settings)
+        admissions = Admissions(events, Line(), queue_limit=settings.queue_limit, guard=capacity.room)
         live = Live(nc, admissions, pool)
         parts = Parts(
             settings=settings,
@@ -197,6 +200,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
+            capacity=capacity,
             workshop=await stack.enter_async_context(Workshop()),
             live=live,
             open_to_loopback=open_to_loopback,

@@ -82,6 +82,10 @@ async def no_entries() -> list[Entry]:
     return []
 
 
+async def unguarded() -> None:
+    """For those who have room for anything."""
+
+
 def fingerprint(body: Any) -> str:
     """A hash of a request's body that does not depend on the order of its keys."""
     return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
@@ -102,11 +106,19 @@ class Admissions:
     """Admits jobs, exactly: decides against the line, and the log refuses a decision that is out of date.
 
     ``line`` is fed by whoever follows the log, from its first event on, who sets ``caught_up`` and notifies
-    ``moved``. Own admissions are taken in as soon as they are written.
+    ``moved``. Own admissions are taken in as soon as they are written. ``guard`` is asked before anything new
+    is admitted, and raises where the pictures would find no room.
     """
 
-    def __init__(self, store: EventStore, line: Line, *, queue_limit: int) -> None:
-        self.store, self.line, self.queue_limit = store, line, queue_limit
+    def __init__(
+        self,
+        store: EventStore,
+        line: Line,
+        *,
+        queue_limit: int,
+        guard: Callable[[], Awaitable[None]] = unguarded,
+    ) -> None:
+        self.store, self.line, self.queue_limit, self.guard = store, line, queue_limit, guard
         self.jobs = Jobs(store)
         self.caught_up = asyncio.Event()
         self.moved = asyncio.Condition()
@@ -118,12 +130,15 @@ class Admissions:
         Raises:
             KeyReused: a key was used with another body.
             QueueFull: too many jobs wait in all.
+            DiskFull: what they bring could not be stored (or whatever else ``guard`` raises).
             LogUnavailable: the log gave no answer in time; repeat with the same Idempotency-Key.
         """
 
         async def attempt(seen: int) -> list[Loaded]:
             known = [await self._known(user, request) for request in requests]
             fresh = [request for request, job in zip(requests, known, strict=True) if job is None]
+            if fresh:
+                await self.guard()
             if fresh and self.line.pending + len(fresh) > self.queue_limit:
                 raise QueueFull(f"{self.line.pending} jobs wait already, and {self.queue_limit} may")
             made = iter(await self._admit(user, seen, [_submission(user, r) for r in fresh], "submit", actor))
@@ -145,6 +160,7 @@ class Admissions:
                 raise JobNotFailed(f"the job is {waiting.status}; only a failed job can be retried")
             loaded = await self.jobs.load(user, job_id, submitted_seq, timeout=SUBMIT_SECONDS)
             [event] = decide(Retry(), loaded.job)
+            await self.guard()
             assert isinstance(event, JobRetried)
             [record] = await self._admit(user, seen, [event], f"retry/{loaded.job.attempt}", actor)
             job = admitted(event, record.seq, record.meta.at)

@@ -28,7 +28,7 @@ import msgspec
 from PIL import Image
 
 from forge.canonical import FORMATS, THUMBNAIL_WIDTHS, Canonical, canonical
-from forge.errors import PictureRefused
+from forge.errors import FULL_VOLUME, PictureRefused
 
 _MAX_SOURCE_BYTES = 256 << 20
 _MAX_FILES = 2 + len(THUMBNAIL_WIDTHS)
@@ -39,6 +39,10 @@ _ORIENTATION = 0x0112  # EXIF
 
 class VolumeFailed(Exception):
     """Reading or writing a file failed: the volume's fault, not the picture's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.full = error.errno in FULL_VOLUME
 
 
 # Pictures -------------------------------------------------------------------------------------------------
@@ -82,7 +86,7 @@ def _admit(source: BinaryIO, max_pixels: int) -> Canonical:
         size = os.fstat(source.fileno()).st_size
         data = source.read() if size <= _MAX_SOURCE_BYTES else b""
     except OSError as error:
-        raise VolumeFailed(str(error)) from error
+        raise VolumeFailed(error) from error
     if not data:
         raise PictureRefused("the picture is empty" if not size else "the file is too large for a picture")
     plain = canonical(data)
@@ -166,7 +170,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     except OSError as error:
-        raise VolumeFailed(str(error)) from error
+        raise VolumeFailed(error) from error
 
 
 # Orders ---------------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def _answer(order: dict[str, Any], files: list[BinaryIO], max_pixels: int) -> di
             return thumbnail(files, max_pixels, width)
         return develop(files, max_pixels)
     except VolumeFailed as error:
-        return {"failed": str(error)}
+        return {"failed": str(error), "full": error.full}
     except PictureRefused as error:
         return {"refused": error.detail}
     except MemoryError:

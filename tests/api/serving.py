@@ -21,6 +21,7 @@ from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library
+from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
 from waiting import wait_until
@@ -52,7 +53,8 @@ async def parts_over(
     stack: AsyncExitStack, nc: Client, pool: database.Pool, settings: Settings, open_to_loopback: bool
 ) -> Parts:
     store = EventStore(nc)
-    admissions = Admissions(store, Line(), queue_limit=settings.queue_limit)
+    capacity = Capacity(settings)
+    admissions = Admissions(store, Line(), queue_limit=settings.queue_limit, guard=capacity.room)
     blobs = Store(settings.assets_dir)
     blobs.open()
     return Parts(
@@ -65,6 +67,7 @@ async def parts_over(
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,
+        capacity=capacity,
         workshop=await stack.enter_async_context(Workshop()),
         live=Live(nc, admissions, pool),
         open_to_loopback=open_to_loopback,
