@@ -202,7 +202,7 @@ class Capacity:
             is_short = memory.short(self._bounds, self._shed, was=self.short)
         if is_short != self.short:
             said = "memory is short, work is refused" if is_short else "memory is enough again"
-            log.warning(said, extra={b.name: f"{b.used} of {b.limit}" for b in self._bounds})
+            log.warning(said, extra={"memory": {b.name: [b.used, b.limit] for b in self._bounds}})
         self.short = is_short
 
     # --------------------------------------------------------------- waiting

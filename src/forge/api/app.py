@@ -19,7 +19,7 @@ from forge.api.views import ROOT
 
 def create_app(parts: Parts) -> Litestar:
     """The application over these parts; ``parts.live`` is to run beside it."""
-    counters = metrics.Metrics(parts.live)
+    counters = metrics.Metrics(parts.live, parts.capacity)
     door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
