@@ -80,7 +80,13 @@ def attempt_failed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **field
 
 
 def completed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobCompleted:
-    given = {"job_type": "npc_bust", "assets": [produced()], "waited_ms": 0, "run_ms": 0}
+    given: dict[str, Any] = {
+        "job_type": "npc_bust",
+        "assets": [produced()],
+        "waited_ms": 0,
+        "run_ms": 0,
+        "submitted_seq": 1,
+    }
     return JobCompleted(job_id=job, user_id=user, attempt=attempt, **given | fields)
 
 

@@ -53,7 +53,7 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_MEMORY_LIMIT_BYTES", "0"),
         ("FORGE_MEMORY_SHED_RATIO", "0"),
         ("FORGE_MEMORY_SHED_RATIO", "1.1"),
-        ("FORGE_RATE_PER_HOUR", "0"),
+        ("FORGE_RATE_PER_HOUR", "-1"),
         ("FORGE_QUEUE_LIMIT", "0"),
         ("FORGE_SCAN_SECONDS", "nan"),
         ("FORGE_SCAN_SECONDS", "0"),

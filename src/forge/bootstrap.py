@@ -27,7 +27,7 @@ from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
-from forge.library import Library
+from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
@@ -126,6 +126,7 @@ async def _generation(
         nc=nc,
         jobs=Jobs(events),
         library=Library(events),
+        shelf=Shelf(events, store, settings.asset_ttl_seconds),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
@@ -188,7 +189,14 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         events = EventStore(nc)
         blobs = await _store(settings, events)
         capacity = Capacity(settings)
-        admissions = Admissions(events, Line(), queue_limit=settings.queue_limit, guard=capacity.room)
+        admissions = Admissions(
+            events,
+            Line(),
+            queue_limit=settings.queue_limit,
+            rate_per_hour=settings.rate_per_hour,
+            guard=capacity.room,
+            shelf=Shelf(events, blobs, settings.asset_ttl_seconds),
+        )
         live = Live(nc, admissions, pool)
         parts = Parts(
             settings=settings,

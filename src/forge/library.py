@@ -1,4 +1,4 @@
-"""Acts on the library of stored pictures: count a job's pictures in, give references up.
+"""Acts on the library of stored pictures: count a job's pictures in, lend them again, give references up.
 
 What a session and a character hold stands in the newest entry of their ledgers in the log
 (:mod:`forge.domain.assets`), so both limits are exact with any number of workers: an append names the entry
@@ -9,18 +9,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from forge.commands import Entry, meta
 from forge.domain import assets as rules
 from forge.errors import Conflict, LogUnavailable
 from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
-from forge.eventstore import Draft, EventStore
+from forge.events.jobs import JobCompleted, JobSubmitted
+from forge.eventstore import Entry, EventStore, drafts_of
+from forge.store import Store
 from forge.topology import character, reference, session
 
 _TRIES = 20
+
+
+class Shelf:
+    """Pictures that were drawn before, to be lent to another job with the same recipe (M7)."""
+
+    def __init__(self, store: EventStore, blobs: Store, ttl_seconds: int) -> None:
+        self.store, self.blobs, self.ttl_seconds = store, blobs, ttl_seconds
+
+    async def recall(self, recipe: str, drawn_at: int, *, timeout: float = 2.0) -> list[AssetStored]:
+        """The pictures of the job that was completed there, renewed so that no clean-up takes them meanwhile.
+
+        None of them when any is gone, or the event is not the completion of such a job.
+
+        Raises:
+            LogUnavailable: no answer.
+            StoreFailed: the volume refuses.
+        """
+        done = await self.store.at(drawn_at, timeout=timeout)
+        if done is None or not isinstance(done.event, JobCompleted) or done.event.recipe != recipe:
+            return []
+        count = len(done.event.assets)
+        where = (drawn_at - 2 * count + 2 * nth for nth in range(count))
+        records = await asyncio.gather(*(self.store.at(seq, timeout=timeout) for seq in where))
+        pictures = [r.event for r in records if r is not None and isinstance(r.event, AssetStored)]
+        renewed = [await self.blobs.renew(p.content_hash, p.format) for p in pictures]
+        return pictures if len(pictures) == count and all(renewed) else []
+
+    def lent(self, picture: AssetStored, asked: JobSubmitted, now: datetime) -> AssetStored:
+        """A recalled picture as what this job gets."""
+        return rules.lent(picture, asked, now, timedelta(seconds=asked.ttl_seconds or self.ttl_seconds))
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -96,20 +128,13 @@ class Library:
             before = next((r.seq for r in mine.events if isinstance(r.event, AssetGivenUp)), None)
             if before is not None:
                 return before
-            drafts = [
-                Draft(event, meta(f"{gone.asset_id}/{gone.job_id}/give-up", nth, actor, gone.job_id))
-                for nth, event in enumerate(rules.give_back(gone, bytes_.amount, assets.amount))
-            ]
-            by_character = gone.character_id is not None
-            drafts[0] = msgspec.structs.replace(
-                drafts[0],
-                boundary=character(str(gone.character_id)) if by_character else where,
-                expected=assets.seq if by_character else mine.seq,
-            )
-            if gone.session_id is not None:
-                drafts[1] = msgspec.structs.replace(
-                    drafts[1], boundary=session(gone.session_id), expected=bytes_.seq
-                )
+            said, *released = rules.give_back(gone, bytes_.amount, assets.amount)
+            if gone.character_id is None:
+                entries = [Entry(said, where, mine.seq)]
+            else:
+                entries = [Entry(said, character(gone.character_id), assets.seq)]
+            entries += [Entry(event, session(gone.session_id), bytes_.seq) for event in released]
+            drafts = drafts_of(entries, f"{gone.asset_id}/{gone.job_id}/give-up", actor, gone.job_id)
             try:
                 return (await self.store.append(drafts, within=within))[0].seq
             except Conflict:

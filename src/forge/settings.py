@@ -107,7 +107,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 0.9
     rate_per_hour: Annotated[
-        int, Setting("FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour", "jobs/h")
+        int,
+        Setting(
+            "FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour; 0 for any number", "jobs/h"
+        ),
     ] = 20
     queue_limit: Annotated[
         int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
@@ -190,7 +193,7 @@ def _check(s: Settings) -> None:
         "asset_ttl_seconds": s.asset_ttl_seconds > 0,
         "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
-        "rate_per_hour": s.rate_per_hour > 0,
+        "rate_per_hour": s.rate_per_hour >= 0,
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,

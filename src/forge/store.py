@@ -155,6 +155,10 @@ class Store:
         """
         return await _in_thread(self._remove, content_hash, fmt, untouched_since)
 
+    async def renew(self, content_hash: str, fmt: str) -> bool:
+        """Renew a picture as keeping it again would, so that a removal lets it be; False if it is gone."""
+        return await _in_thread(self._renew, content_hash, fmt)
+
     def files(self) -> Iterator[StoredFile]:
         """Every picture on the volume, in order of hash; blocking, one folder in memory at a time.
 
@@ -221,6 +225,16 @@ class Store:
             for folder in changed:
                 _sync(folder)
         return final.relative_to(self.root)
+
+    def _renew(self, content_hash: str, fmt: str) -> bool:
+        final = self.path(content_hash, fmt)
+        with _volume(final):
+            self._demand_marker()
+            try:
+                os.utime(final)
+            except FileNotFoundError:
+                return False
+        return True
 
     def _remove(self, content_hash: str, fmt: str, untouched_since: float | None) -> bool:
         final = self.path(content_hash, fmt)

@@ -20,7 +20,7 @@ from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
-from forge.library import Library
+from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
@@ -54,9 +54,16 @@ async def parts_over(
 ) -> Parts:
     store = EventStore(nc)
     capacity = Capacity(settings)
-    admissions = Admissions(store, Line(), queue_limit=settings.queue_limit, guard=capacity.room)
     blobs = Store(settings.assets_dir)
     blobs.open()
+    admissions = Admissions(
+        store,
+        Line(),
+        queue_limit=settings.queue_limit,
+        rate_per_hour=settings.rate_per_hour,
+        shelf=Shelf(store, blobs, settings.asset_ttl_seconds),
+        guard=capacity.room,
+    )
     return Parts(
         settings=settings,
         nc=nc,

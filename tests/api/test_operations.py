@@ -206,12 +206,11 @@ async def test_a_full_disk_is_said_before_it_costs_anything(serve: Serve, settin
         large = served.parts.blobs.root / "assets" / "large"
         large.write_bytes(bytes(99_000))
 
-        async def refused() -> httpx.Response | None:
-            answer = await mei.post("/jobs", json=ICON)
-            return answer if answer.status_code != 202 else None
+        async def seen() -> bool:
+            return not (await ready(served))[1]["disk"]
 
-        answer = await wait_until(refused, what="the disk is seen to be full")
-        assert answer is not None
+        await wait_until(seen, what="the disk is seen to be full")
+        answer = await mei.post("/jobs", json=ICON)
         assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
         assert int(answer.headers["retry-after"]) > 0
         for path, body in (("/batch", {"jobs": [ICON]}), (f"/jobs/{lost.job.id}/retry", None)):

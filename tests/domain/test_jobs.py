@@ -116,7 +116,9 @@ def test_the_worker_that_lost_its_attempt_may_not_conclude_it() -> None:
 
 def test_the_worker_that_adopted_may() -> None:
     theirs = msgspec.structs.replace(COMPLETE, worker="worker-b")
-    given(submitted(), started(), adopted()).when(theirs).then(completed(waited_ms=1000, run_ms=7000))
+    given(submitted(), started(), adopted()).when(theirs).then(
+        completed(waited_ms=1000, run_ms=7000, submitted_seq=1)
+    )
 
 
 def test_an_attempt_is_exhausted_by_its_adoptions_and_the_next_begins_afresh() -> None:
@@ -179,7 +181,9 @@ def test_what_is_over_cannot_be_cancelled(end: str) -> None:
 
 
 def test_a_failed_job_gets_new_attempts_behind_the_old_ones() -> None:
-    given(*ENDS["failed"]).when(Retry()).then(retried(attempt=1, max_attempts=1 + MAX_ATTEMPTS))
+    given(*ENDS["failed"]).when(Retry()).then(
+        retried(attempt=1, max_attempts=1 + MAX_ATTEMPTS, asset_type="npc_bust")
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from forge.api.schemas import (
     SubmitJob,
 )
 from forge.api.views import job_of_log, job_of_row
+from forge.comfyui.workflows import pictures
 from forge.commands import SUBMIT_SECONDS, JobRequest, Loaded, fingerprint
 from forge.domain import params
 from forge.domain.ids import derived_id, keyed_job_id, new_id
@@ -74,7 +75,7 @@ class Known(msgspec.Struct, frozen=True):
 @post(
     "/jobs",
     status_code=202,
-    responses=documented(400, 413, 415, 422),
+    responses=documented(400, 413, 415, 422, 429),
     **taking(SubmitJob, IDEMPOTENCY),
     operation_id="submitJob",
 )
@@ -96,7 +97,7 @@ async def submit(request: Asked) -> Response[JobView]:
 @post(
     "/batch",
     status_code=202,
-    responses=documented(400, 413, 415, 422),
+    responses=documented(400, 413, 415, 422, 429),
     **taking(SubmitBatch, IDEMPOTENCY),
     operation_id="submitBatch",
     request_max_body_size=edge.MAX_BATCH_BODY,
@@ -165,6 +166,8 @@ def _request(parts: Parts, asked: SubmitJob, field: str, *, id: UUID, **more: An
         asset_type=workflow.asset_type,
         params=resolved,
         workflow_version=workflow.version,
+        recipe=fingerprint([workflow.version, resolved]),
+        pictures=pictures(workflow, resolved),
         id=id,
         priority=asked.priority,
         session_id=asked.session_id,
@@ -324,7 +327,9 @@ async def _load(parts: Parts, job_id: UUID, known: Known) -> Loaded:
     )
 
 
-@post("/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409), operation_id="retryJob")
+@post(
+    "/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409, 429), operation_id="retryJob"
+)
 async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Ask for a failed job again."""
     parts, caller = parts_of(request), caller_of(request)

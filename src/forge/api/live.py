@@ -192,7 +192,7 @@ class Live:
         if not records:
             return
         for record in records:
-            self.admissions.line.apply(record)
+            self.admissions.apply(record)
             self._remember(record)
         self.head = records[-1].seq
         async with self.admissions.moved:

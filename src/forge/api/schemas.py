@@ -256,6 +256,26 @@ class UsagePage(msgspec.Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+class LimitView(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be had and what of it is in use; ``resets_at`` where time alone gives some of it back.
+
+    ``of`` says whose it is: the caller's, a session's, a character's, or everybody's together.
+    """
+
+    name: str
+    of: str
+    allowed: int
+    used: int
+    resets_at: datetime | None = None
+
+
+class LimitsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits that the caller's next request meets."""
+
+    user_id: str
+    items: list[LimitView]
+
+
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """What can be asked for; ``params`` of each entry is a JSON Schema."""
 

@@ -2,7 +2,7 @@
 
 ::
 
-    pending ──start──▶ running ──complete──▶ completed
+    pending ──start──▶ running ──complete──▶ completed   (reuse: pending ──▶ completed)
        ▲  ╲               │ ╲────fail──────▶ failed ──retry──▶ pending
        │   ╲──cancel──▶ cancelled ◀──cancel──┘
        └───────── attempt failed
@@ -56,6 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     admitted_at: datetime
     max_attempts: int = MAX_ATTEMPTS
+    asset_type: str = ""
     session_id: str | None = None
     character_id: str | None = None
     recipe: str = ""
@@ -97,6 +98,13 @@ class Complete(msgspec.Struct, frozen=True):
     now: datetime
 
 
+class Reuse(msgspec.Struct, frozen=True):
+    """Conclude a waiting job with pictures that were drawn before."""
+
+    assets: tuple[Produced, ...]
+    now: datetime
+
+
 class FailAttempt(msgspec.Struct, frozen=True):
     """Conclude an attempt without a result; ``final`` when trying again cannot help."""
 
@@ -115,7 +123,7 @@ class Retry(msgspec.Struct, frozen=True):
     """Ask for a failed job again."""
 
 
-Command = Start | Adopt | Complete | FailAttempt | Cancel | Retry
+Command = Start | Adopt | Complete | Reuse | FailAttempt | Cancel | Retry
 
 
 def decide(command: Command, job: Job) -> list[Event]:
@@ -132,6 +140,8 @@ def decide(command: Command, job: Job) -> list[Event]:
             return _adopt(command, job)
         case Complete():
             return _complete(command, job)
+        case Reuse():
+            return _reuse(command, job)
         case FailAttempt():
             return _fail_attempt(command, job)
         case Cancel():
@@ -187,6 +197,26 @@ def _complete(command: Complete, job: Job) -> list[Event]:
             waited_ms=_milliseconds(started - job.admitted_at),
             run_ms=_milliseconds(command.now - started),
             recipe=job.recipe,
+            submitted_seq=job.submitted_seq,
+        )
+    ]
+
+
+def _reuse(command: Reuse, job: Job) -> list[Event]:
+    if job.status is not Status.PENDING:
+        raise StaleAttempt(f"the job is {job.status}")
+    return [
+        JobCompleted(
+            job_id=job.id,
+            user_id=job.user_id,
+            job_type=job.job_type,
+            attempt=job.attempt,
+            assets=list(command.assets),
+            waited_ms=_milliseconds(command.now - job.admitted_at),
+            run_ms=0,
+            cached=True,
+            recipe=job.recipe,
+            submitted_seq=job.submitted_seq,
         )
     ]
 
@@ -244,6 +274,7 @@ def _retry(job: Job) -> list[Event]:
             submitted_seq=job.submitted_seq,
             attempt=job.attempt,
             max_attempts=job.attempt + MAX_ATTEMPTS,
+            asset_type=job.asset_type,
             session_id=job.session_id,
             character_id=job.character_id,
             recipe=job.recipe,
@@ -289,6 +320,7 @@ def admitted(event: JobSubmitted | JobRetried, seq: int, at: datetime) -> Job:
         admitted_at=at,
         attempt=again,
         max_attempts=event.max_attempts,
+        asset_type=event.asset_type,
         session_id=event.session_id,
         character_id=event.character_id,
         recipe=event.recipe,

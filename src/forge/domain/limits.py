@@ -1,5 +1,8 @@
 """The hard limits and bounds that no setting changes."""
 
+MAX_RUNNING_JOBS = 3
+"""L1, as clients are told; what holds it are the places in ``nats/streams.json``."""
+
 MAX_QUEUED_JOBS = 10
 """L2: jobs of one user that are accepted and not over."""
 
@@ -7,7 +10,7 @@ MAX_SESSION_BYTES = 2 * 1024**3
 """L3: what the pictures of one session may take on disk."""
 
 MAX_CHARACTER_ASSETS = 100
-"""L4: pictures of one character. L1, three jobs at a time, is written in ``nats/`` and nowhere else."""
+"""L4: pictures of one character."""
 
 MAX_BATCH = 100
 """Jobs in one batch."""

@@ -23,9 +23,10 @@ from forge.comfyui.backends import Backends
 from forge.comfyui.client import Comfy
 from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
-from forge.commands import Entry, Jobs, Loaded, no_entries
+from forge.commands import Jobs, Loaded, no_entries
+from forge.domain.assets import produced
 from forge.domain.ids import asset_id, prompt_id
-from forge.domain.jobs import Adopt, Complete, FailAttempt, Start, Status, exhausted
+from forge.domain.jobs import Adopt, Complete, FailAttempt, Reuse, Start, Status, exhausted
 from forge.errors import (
     BackendUnreachable,
     BackendWedged,
@@ -39,9 +40,9 @@ from forge.errors import (
     WorkflowInvalid,
 )
 from forge.events.assets import AssetStored
-from forge.events.jobs import Produced
+from forge.eventstore import Entry
 from forge.images import Picture, Workshop
-from forge.library import Library
+from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.store import Store
 from forge.workers.loop import Delivery, Outcome
@@ -61,6 +62,7 @@ class Studio(msgspec.Struct, frozen=True):
     nc: Client
     jobs: Jobs
     library: Library
+    shelf: Shelf
     backends: Backends
     workflows: dict[str, Workflow]
     store: Store
@@ -96,6 +98,8 @@ class Attempt:
             await self._withdraw()
             return Outcome.DONE
         try:
+            if await self._reuse():
+                return Outcome.DONE
             comfy = await (self._start() if self.loaded.job.status is Status.PENDING else self._adopt())
             outputs = await self._wait(comfy)
             await self._keep_when_there_is_room(outputs, comfy)
@@ -113,6 +117,20 @@ class Attempt:
         return (job.status is Status.PENDING and attempt == job.attempt + 1) or (
             job.status is Status.RUNNING and attempt == job.attempt
         )
+
+    async def _reuse(self) -> bool:
+        """Conclude at once with what was drawn for this very recipe before, if it is still there."""
+        drawn_at, request, shelf = self.order.drawn_at, self.loaded.request, self.studio.shelf
+        if not drawn_at or self.loaded.job.status is not Status.PENDING:
+            return False
+        found = await shelf.recall(request.recipe, drawn_at)
+        if not found:
+            return False
+        now = datetime.now(UTC)
+        pictures = [shelf.lent(picture, request, now) for picture in found]
+        command = Reuse(tuple(map(produced, pictures)), now)
+        await self._act(command, "reuse", before=partial(self.studio.library.entries, pictures))
+        return True
 
     # ------------------------------------------------------------- beginning
 
@@ -182,8 +200,8 @@ class Attempt:
                 studio.capacity.took(picture.size_bytes)
                 pictures.append(self._stored(position, picture, path))
             # the folder goes afterwards: nobody should wait for that
-            produced = tuple(map(_produced, pictures))
-            command = Complete(order.attempt, studio.worker, produced, datetime.now(UTC))
+            made = tuple(map(produced, pictures))
+            command = Complete(order.attempt, studio.worker, made, datetime.now(UTC))
             await self._act(command, "complete", before=partial(studio.library.entries, pictures))
         with suppress(ForgeError):
             await comfy.forget(self.prompt)
@@ -264,7 +282,7 @@ class Attempt:
 
     async def _act(
         self,
-        command: Start | Adopt | Complete | FailAttempt,
+        command: Start | Adopt | Complete | Reuse | FailAttempt,
         name: str,
         before: Callable[[], Awaitable[Sequence[Entry]]] = no_entries,
     ) -> None:
@@ -276,13 +294,3 @@ class Attempt:
             name=f"{self.order.attempt}/{name}/{worker}",
             before=before,
         )
-
-
-def _produced(stored: AssetStored) -> Produced:
-    return Produced(
-        asset_id=stored.asset_id,
-        asset_type=stored.asset_type,
-        content_hash=stored.content_hash,
-        format=stored.format,
-        size_bytes=stored.file_size_bytes,
-    )
