@@ -55,8 +55,8 @@ class Volume:
         self._walk_again_at = 0.0
         self._taken = 0
 
-    def measure(self) -> Disk:
-        """Use, size and room; blocking.
+    def measure(self, anew: bool = False) -> Disk:
+        """Use, size and room; blocking. ``anew`` counts our own files whatever it takes.
 
         Raises:
             OSError: the volume is not there.
@@ -68,16 +68,16 @@ class Volume:
         if self.limit_bytes is None:
             used = (volume.f_blocks - volume.f_bfree) * volume.f_frsize
             return Disk(used, used + volume.f_bavail * volume.f_frsize, free)
-        used = sum(size for kind, size in self.kinds().items() if kind != _TEMPORARY) + self._taken
+        used = sum(size for kind, size in self.kinds(anew).items() if kind != _TEMPORARY) + self._taken
         return Disk(used, self.limit_bytes, max(0, min(self.limit_bytes - used, free)))
 
-    def kinds(self) -> dict[str, int]:
+    def kinds(self, anew: bool = False) -> dict[str, int]:
         """Folder at the top of the volume → bytes of the files below it; blocking.
 
-        Files are counted anew after a second, or later where there are so many that counting takes long.
+        Files are counted again after a second, or later where there are so many that counting takes long.
         """
         began = time.monotonic()
-        if began >= self._walk_again_at:
+        if anew or began >= self._walk_again_at:
             self._taken = 0
             with os.scandir(self.root) as entries:
                 self._kinds = {
@@ -126,6 +126,17 @@ class Capacity:
         if self._seen is None or self._clock() - self._seen_at > _STALE_SECONDS:
             raise StoreFailed("the asset volume does not answer")
         return self._seen
+
+    async def measured(self) -> Disk:
+        """The asset volume as it is now, for who cannot do with what was.
+
+        Raises:
+            StoreFailed: it is not there.
+        """
+        try:
+            return await asyncio.to_thread(self.volume.measure, True)
+        except OSError as error:
+            raise StoreFailed(f"{self.volume.root}: {error.strerror or error}") from error
 
     async def room(self) -> None:
         """Go on only if there is room for new work.

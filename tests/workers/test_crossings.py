@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
 
@@ -20,8 +21,15 @@ LINES = Lines(0.8, 0.9)
 LIMIT = 1_000_000
 
 
-def used(percent: int) -> Disk:
-    return Disk(LIMIT * percent // 100, LIMIT, LIMIT - LIMIT * percent // 100)
+def used(percent: int, more: int = 0) -> Callable[[], Awaitable[Disk]]:
+    """A volume that is measured as so full."""
+    size = LIMIT * percent // 100 + more
+
+    async def measure() -> Disk:
+        await asyncio.sleep(0)
+        return Disk(size, LIMIT, LIMIT - size)
+
+    return measure
 
 
 async def told(nc: Client) -> list[tuple[str, bool]]:
@@ -61,16 +69,26 @@ async def test_schedulers_that_look_at_one_moment_say_it_once(
     schedulers = [Crossings(EventStore(nats_client), LINES, 60) for _ in range(8)]
     for percent in (99, 10) * 3:
         # each reads a slightly different use, as measuring does
-        said = await asyncio.gather(
-            *(
-                s.look(Disk(used(percent).used + nth, LIMIT, used(percent).free))
-                for nth, s in enumerate(schedulers)
-            )
-        )
+        said = await asyncio.gather(*(s.look(used(percent, nth)) for nth, s in enumerate(schedulers)))
         assert sum(map(len, said)) == 3
     up = [("warn", True), ("clean", True), ("full", True)]
     down = [("full", False), ("clean", False), ("warn", False)]
     assert await told(nats_client) == (up + down) * 3
+
+
+async def test_who_measured_before_another_wrote_does_not_take_it_back(
+    nats_client: Client, events: EventStore
+) -> None:
+    slow, quick = Crossings(events, LINES, 60), Crossings(EventStore(nats_client), LINES, 60)
+    await quick.look(used(85))
+
+    async def overtaken() -> Disk:
+        seen = await used(95)()
+        await quick.look(used(10))  # the clean-up was faster
+        return seen
+
+    assert await slow.look(overtaken) == []
+    assert await told(nats_client) == [("warn", True), ("warn", False)]
 
 
 @pytest.mark.parametrize(("percent", "again"), [(85, []), (92, [("clean", True)]), (99, [("full", True)])])

@@ -9,6 +9,7 @@ than once a minute: a clean-up that could not make enough room tries again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 from forge.domain.disk import Disk, Lines, crossings, rank, rank_after, reminder
@@ -31,13 +32,16 @@ class Crossings:
         self.events, self.lines = events, lines
         self.remind_after = max(_REMIND_LEAST, timedelta(seconds=_REMIND_SCANS * scan_seconds))
 
-    async def look(self, disk: Disk) -> list[DiskCrossed]:
-        """Write down what this reading of the volume crosses; what was written.
+    async def look(self, measure: Callable[[], Awaitable[Disk]]) -> list[DiskCrossed]:
+        """Write down what the use of the volume has crossed; what was written.
 
         Raises:
             LogUnavailable: no answer; the next look tries again.
+            StoreFailed: what ``measure`` raises.
         """
-        newest, now = await self.events.last(DISK_CROSSED), datetime.now(UTC)
+        newest = await self.events.last(DISK_CROSSED)
+        # only now: a reading older than the newest crossing would take it back
+        disk, now = await measure(), datetime.now(UTC)
         fact = newest.event if newest is not None and isinstance(newest.event, DiskCrossed) else None
         before = rank_after(fact)
         found = crossings(disk, before, rank(disk, self.lines, before))

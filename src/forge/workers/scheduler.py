@@ -75,7 +75,7 @@ class Scheduler:
     async def watch(self) -> None:
         """Say in the log which lines the use of the disk has crossed since the last look."""
         try:
-            await self.crossings.look(await self.capacity.disk())
+            await self.crossings.look(self.capacity.measured)
         except ForgeError as error:
             log.warning("no look at the disk this time", extra={"error": error.detail})
 
