@@ -106,6 +106,7 @@ def settings(nats_server: EmbeddedNats, database_dsn: str, tmp_path: Path) -> Se
         data_dir=tmp_path,
         port=0,
         rate_per_hour=1000,
+        memory_limit_bytes=16 * 1024**3,  # of the process that runs all the tests
     )
 
 

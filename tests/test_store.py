@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from forge.canonical import Picture
-from forge.errors import PictureRefused, StoreFailed
+from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Workshop
 from forge.store import MARKER, Store
 from pictures import encoded, noise
@@ -380,7 +380,7 @@ async def test_a_full_volume_is_said_and_leaves_nothing(full_volume: Path) -> No
     store = Store(full_volume)
     store.open()
     async with store.workspace("job-1") as folder:
-        with pytest.raises(StoreFailed, match="No space"):
+        with pytest.raises(DiskFull, match="No space"):
             await store.receive(stream(*[bytes(65_536)] * 10), folder / "raw", max_bytes=1 << 30)
         assert list(folder.iterdir()) == []
         assert await store.receive(stream(b"small"), folder / "raw", max_bytes=100) == 5

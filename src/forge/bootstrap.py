@@ -28,6 +28,7 @@ from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library, Shelf
+from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
 from forge.uploads import Uploads
@@ -133,6 +134,7 @@ async def _generation(
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
         asset_ttl_seconds=settings.asset_ttl_seconds,
+        capacity=Capacity(settings),
     )
     return Generation(studio).run(stop)
 
@@ -188,11 +190,13 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
         blobs = await _store(settings, events)
+        capacity = Capacity(settings)
         admissions = Admissions(
             events,
             Line(),
             queue_limit=settings.queue_limit,
             rate_per_hour=settings.rate_per_hour,
+            guard=capacity.room,
             shelf=Shelf(events, blobs, settings.asset_ttl_seconds),
         )
         live = Live(nc, admissions, pool)
@@ -207,6 +211,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
+            capacity=capacity,
             workshop=await stack.enter_async_context(Workshop()),
             live=live,
             open_to_loopback=open_to_loopback,

@@ -34,7 +34,7 @@ from forge.domain.ids import new_id
 from forge.domain.jobs import Command, Job, Retry, Reuse, admitted, decide, evolve
 from forge.domain.limits import DEFAULT_PRIORITY, MAX_QUEUED_JOBS
 from forge.domain.results import Results
-from forge.errors import Conflict, JobNotFailed, KeyReused, Limit, LogUnavailable, NotFound
+from forge.errors import Conflict, ForgeError, JobNotFailed, KeyReused, Limit, LogUnavailable, NotFound
 from forge.events.envelope import Meta, Recorded
 from forge.events.jobs import Admission, JobCancelled, JobCompleted, JobRetried, JobStarted, JobSubmitted
 from forge.eventstore import Entry, EventStore, drafts_of
@@ -94,6 +94,10 @@ async def no_entries() -> list[Entry]:
     return []
 
 
+async def unguarded() -> None:
+    """For those who have room for anything."""
+
+
 def fingerprint(body: Any) -> str:
     """A hash of a request's body that does not depend on the order of its keys."""
     return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
@@ -150,7 +154,8 @@ class Admissions:
     is out of date.
 
     It is fed (:meth:`apply`) by whoever follows the log, from its first event on, who sets ``caught_up`` and
-    notifies ``moved``. Own admissions are taken in as soon as they are written.
+    notifies ``moved``. Own admissions are taken in as soon as they are written. ``guard`` is asked before
+    anything new is admitted that is to be drawn, and raises where the pictures would find no room.
     """
 
     def __init__(
@@ -161,8 +166,9 @@ class Admissions:
         queue_limit: int,
         rate_per_hour: int,
         shelf: Shelf | None = None,
+        guard: Callable[[], Awaitable[None]] = unguarded,
     ) -> None:
-        self.store, self.line = store, line
+        self.store, self.line, self.guard = store, line, guard
         self.queue_limit, self.rate_per_hour = queue_limit, rate_per_hour
         self.jobs, self.library, self.shelf = Jobs(store), Library(store), shelf
         self.uploads = Uploads(store)
@@ -189,16 +195,20 @@ class Admissions:
             Invalid: an upload is not there, or not the user's; names the field.
             LimitReached: a limit of the user, the session or the character; nothing was admitted.
             QueueFull: too many jobs wait in all.
+            DiskFull: what they bring could not be stored (or whatever else ``guard`` raises).
             LogUnavailable: the log gave no answer in time; repeat with the same Idempotency-Key.
         """
 
         async def attempt(seen: _Seen) -> list[Loaded]:
+            closed = await self._closed()  # first: the line should not move between looking and deciding
             known = [await self._known(user, request) for request in requests]
             fresh = [request for request, job in zip(requests, known, strict=True) if job is None]
             await self.uploads.use(user, {f: id_ for r in fresh for f, id_ in r.uploads.items()}, actor=actor)
             if len(requests) == len(fresh) == 1 and (done := await self._reused(user, fresh[0], seen, actor)):
                 return [done]
             if fresh:
+                if closed:
+                    raise closed
                 await self._demand_room(fresh)
                 self._demand_turn(user, len(fresh))
             made = iter(await self._admit(seen, [_submission(user, r) for r in fresh], "submit", actor))
@@ -216,11 +226,14 @@ class Admissions:
         """
 
         async def attempt(seen: _Seen) -> Loaded:
+            closed = await self._closed()
             waiting = self.line.jobs.get(job_id)
             if waiting is not None:
                 raise JobNotFailed(f"the job is {waiting.status}; only a failed job can be retried")
             loaded = await self.jobs.load(user, job_id, submitted_seq, timeout=SUBMIT_SECONDS)
             [event] = decide(Retry(), loaded.job)
+            if closed:
+                raise closed
             assert isinstance(event, JobRetried)
             self._demand_turn(user, 1)
             [record] = await self._admit(seen, [event], f"retry/{loaded.job.attempt}", actor)
@@ -228,6 +241,14 @@ class Admissions:
             return msgspec.structs.replace(loaded, job=job, seq=record.seq)
 
         return await self._in_turn(user, 1, attempt)
+
+    async def _closed(self) -> ForgeError | None:
+        """Why nothing new may be admitted, if so."""
+        try:
+            await self.guard()
+        except ForgeError as error:
+            return error
+        return None
 
     def limits(self, user: str) -> list[Limit]:
         """What a user may have, and has."""

@@ -28,7 +28,7 @@ import msgspec
 from PIL import Image, UnidentifiedImageError
 
 from forge.canonical import FORMATS, THUMBNAIL_WIDTHS, Canonical, canonical
-from forge.errors import PictureRefused
+from forge.errors import FULL_VOLUME, PictureRefused
 
 _MAX_SOURCE_BYTES = 256 << 20
 _MAX_FILES = 2 + len(THUMBNAIL_WIDTHS)
@@ -49,6 +49,10 @@ _PNG_LEVEL = 4  # half the time of the default, a few per cent more bytes
 
 class VolumeFailed(Exception):
     """Reading or writing a file failed: the volume's fault, not the picture's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.full = error.errno in FULL_VOLUME
 
 
 # Pictures -------------------------------------------------------------------------------------------------
@@ -117,7 +121,7 @@ def _admit(source: BinaryIO, max_pixels: int, *, upright: bool = True) -> Canoni
         size = os.fstat(source.fileno()).st_size
         data = source.read() if size <= _MAX_SOURCE_BYTES else b""
     except OSError as error:
-        raise VolumeFailed(str(error)) from error
+        raise VolumeFailed(error) from error
     if not data:
         raise PictureRefused("the picture is empty" if not size else "the file is too large for a picture")
     plain = canonical(data)
@@ -211,7 +215,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     except OSError as error:
-        raise VolumeFailed(str(error)) from error
+        raise VolumeFailed(error) from error
 
 
 # Orders ---------------------------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ def _answer(order: dict[str, Any], files: list[BinaryIO], max_pixels: int) -> di
             return redraw(files, min(max_pixels, fewer))
         return develop(files, max_pixels)
     except VolumeFailed as error:
-        return {"failed": str(error)}
+        return {"failed": str(error), "full": error.full}
     except PictureRefused as error:
         return {"refused": error.detail}
     except MemoryError:

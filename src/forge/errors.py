@@ -50,6 +50,7 @@ Whether to try again is decided by type (``retryable``), never by reading text.
 
 from __future__ import annotations
 
+import errno
 from datetime import datetime
 from typing import ClassVar
 
@@ -289,6 +290,15 @@ class StoreFailed(ForgeError):
 
     code = "store_failed"
     retryable = True
+
+
+FULL_VOLUME = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def refusal(where: object, error: OSError) -> DiskFull | StoreFailed:
+    """What it means that the asset volume refused: it is full, or something else is wrong with it."""
+    kind = DiskFull if error.errno in FULL_VOLUME else StoreFailed
+    return kind(f"{where}: {error.strerror or error}")
 
 
 class StoreMissing(StoreFailed):

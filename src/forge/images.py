@@ -21,7 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from forge.canonical import THUMBNAIL_WIDTHS, Picture
-from forge.errors import PictureRefused, ServerFailed, StoreFailed
+from forge.errors import DiskFull, PictureRefused, ServerFailed, StoreFailed, refusal
 
 __all__ = ["Picture", "Workshop"]
 
@@ -72,7 +72,7 @@ class Workshop:
 
         Raises:
             PictureRefused: not a PNG, JPEG or WebP forge accepts; nothing is left in `folder`.
-            StoreFailed: a file could not be read or written.
+            StoreFailed: a file could not be read or written; DiskFull: for want of room.
         """
         name = secrets.token_hex(8)
         path = folder / name
@@ -104,7 +104,7 @@ class Workshop:
             unfinished.replace(target)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise StoreFailed(f"{target}: {error.strerror}") from error
+            raise refusal(target, error) from error
 
     async def _order(self, order: dict[str, Any], source: Path, targets: Sequence[Path]) -> dict[str, Any]:
         child = await self._idle.get()
@@ -113,7 +113,7 @@ class Workshop:
             if "refused" in answer:
                 raise PictureRefused(answer["refused"])
             if "failed" in answer:
-                raise StoreFailed(answer["failed"])
+                raise (DiskFull if answer.get("full") else StoreFailed)(answer["failed"])
         except BaseException:
             for target in targets:
                 target.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class _Child:
             await self.end()
             raise _ChildDied from error
         except OSError as error:
-            raise StoreFailed(f"{error.filename}: {error.strerror}") from error
+            raise refusal(error.filename, error) from error
         except BaseException:
             # Cancelled: what it would still say must not be taken for the next picture's answer.
             await self.end()

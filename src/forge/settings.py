@@ -117,6 +117,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sockets_per_user: Annotated[
         int, Setting("FORGE_SOCKETS_PER_USER", "of which one user may have", "sockets")
     ] = 4
+    disk_reserve_bytes: Annotated[
+        int | None,
+        Setting(
+            "FORGE_DISK_RESERVE_BYTES",
+            "free bytes below which the asset volume is full; default: 64 MiB, at most 5 % of the volume",
+            "bytes",
+        ),
+    ] = None
+    memory_limit_bytes: Annotated[
+        int,
+        Setting("FORGE_MEMORY_LIMIT_BYTES", "resident memory one process of forge may come to use", "bytes"),
+    ] = 1024**3
+    memory_shed_ratio: Annotated[
+        float,
+        Setting(
+            "FORGE_MEMORY_SHED_RATIO",
+            "part of the memory of process, container or machine in use from which on no work is taken",
+            "0-1",
+        ),
+    ] = 0.9
     rate_per_hour: Annotated[
         int,
         Setting(
@@ -222,6 +242,9 @@ def _check(s: Settings) -> None:
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,
+        "disk_reserve_bytes": s.disk_reserve_bytes is None or s.disk_reserve_bytes >= 0,
+        "memory_limit_bytes": s.memory_limit_bytes > 0,
+        "memory_shed_ratio": 0.1 <= s.memory_shed_ratio <= 1,
         "comfyui_urls": len(s.comfyui_urls) > 0,
     }
     for name, fine in bounds.items():

@@ -30,7 +30,7 @@ from typing import BinaryIO, Literal, ParamSpec, TypeVar
 import msgspec
 
 from forge.canonical import FORMATS, Picture
-from forge.errors import PictureRefused, StoreFailed, StoreMissing
+from forge.errors import PictureRefused, StoreMissing, refusal
 
 MARKER = ".forge-store"
 
@@ -57,7 +57,8 @@ class StoredFile(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The pictures under `root`. Whatever touches the volume raises StoreFailed when the volume refuses."""
+    """The pictures under `root`. Whatever touches the volume raises StoreFailed when the volume refuses, and
+    DiskFull when it does so for want of room."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -353,7 +354,7 @@ def _volume(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreFailed(f"{path}: {error.strerror or error}") from error
+        raise refusal(path, error) from error
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

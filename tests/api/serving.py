@@ -22,6 +22,7 @@ from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library, Shelf
+from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
 from forge.uploads import Uploads
@@ -54,6 +55,7 @@ async def parts_over(
     stack: AsyncExitStack, nc: Client, pool: database.Pool, settings: Settings, open_to_loopback: bool
 ) -> Parts:
     store = EventStore(nc)
+    capacity = Capacity(settings)
     blobs = Store(settings.assets_dir)
     blobs.open()
     admissions = Admissions(
@@ -62,6 +64,7 @@ async def parts_over(
         queue_limit=settings.queue_limit,
         rate_per_hour=settings.rate_per_hour,
         shelf=Shelf(store, blobs, settings.asset_ttl_seconds),
+        guard=capacity.room,
     )
     return Parts(
         settings=settings,
@@ -74,6 +77,7 @@ async def parts_over(
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,
+        capacity=capacity,
         workshop=await stack.enter_async_context(Workshop()),
         live=Live(nc, admissions, pool),
         open_to_loopback=open_to_loopback,

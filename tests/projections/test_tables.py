@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from factories import (
     upload_renewed,
     upload_stored,
 )
-from folding import fold
+from folding import fold, tables
 from forge.database import Connection, Pool
 from forge.domain.ids import asset_id, upload_id
 from forge.events.catalogue import Event
@@ -272,3 +273,17 @@ async def test_samples_are_kept_one_by_one(connection: Connection) -> None:
         ("disk_usage", 1, {"limit": 2**53}, after(1)),
         ("disk_usage", 2**50, {"limit": 2**53}, after(2)),
     ]
+
+
+async def test_samples_are_forgotten_before_the_stream_forgets_them(connection: Connection) -> None:
+    log = Log()
+    for nth in range(250):  # a sample every eight hours, so that the table holds three months if nothing goes
+        log.add(sampled(value=nth), at=NOW + nth * timedelta(hours=8))
+    await fold(connection, log.records, [7], [usage])
+    values = await connection.fetch("select metric_value from resource_usage_log order by 1")
+    kept = [row["metric_value"] for row in values]
+    assert kept == list(range(199 - 29 * 3, 250)), "at the last hundredth, 29 days were kept"
+    live = await tables(connection, [usage])
+    await connection.execute("truncate resource_usage_log, projection_checkpoint")
+    await fold(connection, log.records[100:], [1000], [usage])  # as from a stream that has lost its beginning
+    assert await tables(connection, [usage]) == live

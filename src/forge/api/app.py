@@ -28,7 +28,7 @@ def create_app(parts: Parts) -> Gate:
 
 
 def _app(parts: Parts) -> Litestar:
-    counters = metrics.Metrics(parts.live)
+    counters = metrics.Metrics(parts.live, parts.capacity)
     door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,

@@ -82,6 +82,7 @@ class Known(msgspec.Struct, frozen=True):
 async def submit(request: Asked) -> Response[JobView]:
     """Ask for pictures. With an `Idempotency-Key` the same request may come again and is one job for ever."""
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
     key = edge.header(request.headers, "idempotency-key", edge.MAX_KEY)
     asked = await edge.body(request, _submit)
     job_id = new_id() if key is None else keyed_job_id(caller.user, key)
@@ -104,6 +105,7 @@ async def submit(request: Asked) -> Response[JobView]:
 async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     """Ask for up to 100 jobs, all or none."""
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
     key = edge.header(request.headers, "idempotency-key", edge.MAX_KEY)
     asked = await edge.body(request, _submit_batch)
     batch_id = new_id() if key is None else derived_id("batch", caller.user, key)
@@ -332,6 +334,7 @@ async def _load(parts: Parts, job_id: UUID, known: Known) -> Loaded:
 async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Ask for a failed job again."""
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
     known = await _known(parts, caller, job_id)
     loaded = await parts.admissions.retry(known.user, job_id, known.submitted_seq, actor=caller.actor)
     parts.live.wrote(loaded.seq, about=job_id)

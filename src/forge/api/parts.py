@@ -14,6 +14,7 @@ from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.library import Library
+from forge.resources import Capacity
 from forge.settings import Settings
 from forge.store import Store
 from forge.uploads import Uploads
@@ -38,6 +39,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store
+    capacity: Capacity
     workshop: Workshop
     live: Live
     open_to_loopback: bool = False

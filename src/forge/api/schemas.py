@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 
 from forge.comfyui.workflows import CatalogueEntry
 from forge.domain.limits import DEFAULT_PRIORITY, MAX_BATCH, PRIORITIES
+from forge.events.system import Level
 
 MAX_TTL_SECONDS = 10 * 366 * 86400
 
@@ -225,8 +226,28 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     oldest_seconds: float | None
 
 
+class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The asset volume at the newest sample: bytes in all and by type, besides pictures also ``thumbnails``,
+    ``temporary`` and ``unlisted`` files.
+
+    ``level`` is how far it is: ok, warn, clean or full. ``growth_bytes_per_hour`` is over the window, null
+    with too few samples. ``warn_at`` and ``clean_at`` are when the lines are reached at that pace, null for
+    never.
+    """
+
+    sampled_at: datetime
+    used_bytes: int
+    limit_bytes: int
+    free_bytes: int
+    level: Literal["ok"] | Level
+    bytes_by_type: dict[str, int]
+    growth_bytes_per_hour: float | None
+    warn_at: datetime | None
+    clean_at: datetime | None
+
+
 class StatsView(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of the whole service over the last ``window_hours``."""
+    """Numbers of the whole service over the last ``window_hours``; ``disk`` is null before a first sample."""
 
     window_hours: int
     total: TypeStats
@@ -235,6 +256,7 @@ class StatsView(msgspec.Struct, frozen=True, kw_only=True):
     bytes_by_type: dict[str, StoredBytes]
     cache: CacheStats
     queue: QueueStats
+    disk: DiskStats | None
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):

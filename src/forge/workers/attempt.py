@@ -30,6 +30,7 @@ from forge.domain.jobs import Adopt, Complete, FailAttempt, Reuse, Start, Status
 from forge.errors import (
     BackendUnreachable,
     BackendWedged,
+    DiskFull,
     ForgeError,
     LimitReached,
     LogUnavailable,
@@ -43,6 +44,7 @@ from forge.events.assets import AssetStored
 from forge.eventstore import Entry
 from forge.images import Picture, Workshop
 from forge.library import Library, Shelf
+from forge.resources import Capacity
 from forge.store import Store
 from forge.uploads import Uploads
 from forge.workers import inputs
@@ -70,6 +72,7 @@ class Studio(msgspec.Struct, frozen=True):
     store: Store
     workshop: Workshop
     asset_ttl_seconds: int
+    capacity: Capacity
 
 
 class Attempt:
@@ -103,7 +106,7 @@ class Attempt:
                 return Outcome.DONE
             comfy = await (self._start() if self.loaded.job.status is Status.PENDING else self._adopt())
             outputs = await self._wait(comfy)
-            await self._keep(outputs, comfy)
+            await self._keep_when_there_is_room(outputs, comfy)
         except StaleAttempt:
             await self._withdraw()
         except LogUnavailable:
@@ -139,6 +142,7 @@ class Attempt:
         """Choose a backend, write down the start, submit."""
         order, studio = self.order, self.studio
         workflow = self._workflow()
+        await studio.capacity.opened()  # between the order and now it may have become full
         comfy, why = await studio.backends.available()
         reason = f"{order.reason}; backend: {why}"
         await self._act(Start(order.attempt, studio.worker, comfy.url, reason), "start")
@@ -177,6 +181,18 @@ class Attempt:
 
     # --------------------------------------------------------------- keeping
 
+    async def _keep_when_there_is_room(self, outputs: list[Output], comfy: Comfy) -> None:
+        """A full volume costs no attempt: the picture waits at ComfyUI until there is room for it."""
+        capacity = self.studio.capacity
+        while True:
+            try:
+                return await self._keep(outputs, comfy)
+            except DiskFull as full:
+                capacity.refused()
+                fields = {"job": str(self.order.job_id), "attempt": self.order.attempt, "error": full.detail}
+                log.warning("no room for a picture: it waits at ComfyUI", extra=fields)
+            await capacity.opened()
+
     async def _keep(self, outputs: list[Output], comfy: Comfy) -> None:
         """File first, event after: a row is never without its picture."""
         studio, order = self.studio, self.order
@@ -184,7 +200,9 @@ class Attempt:
             pictures: list[AssetStored] = []
             for position, output in enumerate(outputs):
                 picture = await self._fetch(comfy, output, folder / f"{position}")
+                await studio.capacity.room_for(picture.size_bytes)
                 path = await studio.store.keep(picture)
+                studio.capacity.took(picture.size_bytes)
                 pictures.append(self._stored(position, picture, path))
             # the folder goes afterwards: nobody should wait for that
             made = tuple(map(produced, pictures))

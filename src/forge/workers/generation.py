@@ -66,7 +66,9 @@ class Generation:
             listening = aside.create_task(self.cancellations.follow(nc, start))
             async with asyncio.TaskGroup() as loops:
                 for _ in range(await places(nc)):
-                    loops.create_task(consume(nc, DISPATCH, GENERATION, self.handle, stop))
+                    loops.create_task(
+                        consume(nc, DISPATCH, GENERATION, self.handle, stop, self.studio.capacity.opened)
+                    )
             listening.cancel()
 
     async def handle(self, delivery: Delivery) -> Outcome:

@@ -84,10 +84,23 @@ class Delivery:
 Handler = Callable[[Delivery], Awaitable[Outcome]]
 
 
-async def consume(nc: Client, stream: str, consumer: str, handler: Handler, stop: asyncio.Event) -> None:
-    """Handle one delivery after the other until ``stop`` is set; the one in hand is finished first."""
+Gate = Callable[[asyncio.Event], Awaitable[None]]
+
+
+async def _always(_: asyncio.Event) -> None:
+    """The gate of those who can take work at any time."""
+
+
+async def consume(
+    nc: Client, stream: str, consumer: str, handler: Handler, stop: asyncio.Event, gate: Gate = _always
+) -> None:
+    """Handle one delivery after the other until ``stop`` is set; the one in hand is finished first.
+
+    ``gate`` is passed before each; it returns when work may be taken, and at the latest when ``stop`` is set.
+    """
     pause = 0.1
     while not stop.is_set():
+        await gate(stop)
         try:
             message = await _pull(nc, stream, consumer, stop)
         except (JetStreamError, nats.errors.Error) as error:

@@ -1,4 +1,5 @@
-"""The scheduler: at a fixed pace takes samples of disk, memory and queue, and sweeps temporary files.
+"""The scheduler: at a fixed pace takes samples of disk, memory and queue, says when the disk crosses a line,
+and sweeps temporary files.
 
 It never changes a table: samples go to the metrics stream, and the projector makes ``resource_usage_log`` of
 them.
@@ -22,12 +23,13 @@ from forge.events.catalogue import encode
 from forge.events.envelope import Meta, headers
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
-from forge.resources import disk, memory_bytes
+from forge.resources import Capacity, memory_bytes
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import subject
 from forge.uploads import Uploads
 from forge.workers import uploads
+from forge.workers.crossings import Crossings
 
 log = logging.getLogger("forge.scheduler")
 
@@ -38,12 +40,16 @@ _JOBS_BY_STATUS = """
 select status, count(*) as jobs from generation_queue where status in ('pending', 'running') group by 1
 """
 
+_NAMES = {"thumbs": "thumbnails", "tmp": "temporary"}
+
 
 class Scheduler:
     """One role of a worker process; samples of two of them are only more samples."""
 
     def __init__(self, nc: Client, pool: Pool, store: Store, settings: Settings) -> None:
         self.nc, self.pool, self.store, self.settings = nc, pool, store, settings
+        self.capacity = Capacity(settings)
+        self.crossings = Crossings(EventStore(nc), self.capacity.lines, settings.scan_seconds)
         self.uploads = Uploads(EventStore(nc))
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -52,7 +58,7 @@ class Scheduler:
             timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         )
         pace = self.settings.scan_seconds
-        for duty in (self.sample, self.sweep, self.expire_uploads):
+        for duty in (self.sample, self.watch, self.sweep, self.expire_uploads):
             clock.add_job(duty, "interval", seconds=pace, next_run_time=datetime.now(UTC))
         clock.add_job(
             self.sweep_uploads, "interval", seconds=_STRAY_SCANS * pace, next_run_time=datetime.now(UTC)
@@ -72,6 +78,13 @@ class Scheduler:
                 await exchange(self.nc, where, encode(event), headers(event, meta, where), 2.0)
         except (ForgeError, OSError) as error:
             log.warning("no sample this time", extra={"error": str(error)})
+
+    async def watch(self) -> None:
+        """Say in the log which lines the use of the disk has crossed since the last look."""
+        try:
+            await self.crossings.look(self.capacity.measured)
+        except ForgeError as error:
+            log.warning("no look at the disk this time", extra={"error": error.detail})
 
     async def sweep(self) -> None:
         """Remove the temporary files of workers that died."""
@@ -110,12 +123,24 @@ class Scheduler:
         async with answering():
             by_type = _counted(await self.pool.fetch(_BYTES_BY_TYPE))
             by_status = _counted(await self.pool.fetch(_JOBS_BY_STATUS))
-        volume = disk(self.settings.assets_dir, self.settings.disk_limit_bytes, sum(by_type.values()))
+        volume = await self.capacity.disk()
+        kinds = await asyncio.to_thread(self.capacity.volume.kinds)
+        details = {"limit": volume.limit, "free": volume.free, "by_type": by_kind(by_type, kinds)}
         return [
-            _sampled("disk_usage", volume.used, "bytes", {"limit": volume.limit, "by_type": by_type}),
+            _sampled("disk_usage", volume.used, "bytes", details),
             _sampled("memory_usage", memory_bytes(), "bytes", {}),
             _sampled("job_count", sum(by_status.values()), "jobs", {"by_status": by_status}),
         ]
+
+
+def by_kind(by_type: dict[str, int], kinds: dict[str, int]) -> dict[str, int]:
+    """Bytes of pictures by asset type, as the tables know them, and of all else by what the volume holds.
+
+    ``unlisted`` are pictures on the volume that no table knows: about to be listed, about to go, or orphans.
+    """
+    rest = {_NAMES.get(folder, folder): size for folder, size in kinds.items() if folder != "assets"}
+    unlisted = max(0, kinds.get("assets", 0) - sum(by_type.values()))
+    return {**rest, **by_type, "unlisted": unlisted}
 
 
 def _counted(rows: list[asyncpg.Record]) -> dict[str, int]:
