@@ -9,7 +9,7 @@ from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
+from forge.api import assets, backends, docs, jobs, metrics, openapi, operations, problems
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.parts import Parts
@@ -23,7 +23,7 @@ def create_app(parts: Parts) -> Litestar:
     door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
-        route_handlers=[jobs.router, assets.router, operations.router],
+        route_handlers=[jobs.router, assets.router, operations.router, backends.router],
         before_request=admit,
     )
     return Litestar(

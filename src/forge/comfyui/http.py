@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from forge.comfyui.patience import Patience
-from forge.errors import BackendUnreachable, ComfyError
+from forge.errors import BackendUnreachable, ComfyError, NeverSent
 
 MAX_ANSWER = 64 << 20
 CHUNK = 256 << 10
@@ -57,7 +57,8 @@ class Http:
         """One request and its answer of at most 64 MiB, in `timeout` seconds (default: connect + read).
 
         Raises:
-            BackendUnreachable: no answer; `never_sent` and `timed_out` tell more.
+            NeverSent: no connection was made.
+            BackendUnreachable: no answer; `timed_out` tells more.
         """
         patience = self._patience
         limits = aiohttp.ClientTimeout(
@@ -99,17 +100,14 @@ class Http:
         return self._session
 
     def _unreachable(self, error: Exception) -> BackendUnreachable:
-        return BackendUnreachable(f"{self._url}: {str(error) or type(error).__name__}")
-
-
-def never_sent(error: ComfyError) -> bool:
-    """Whether the request cannot have reached the server: no connection was made."""
-    return isinstance(error.__cause__, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        kind = NeverSent if unsent else BackendUnreachable
+        return kind(f"{self._url}: {str(error) or type(error).__name__}")
 
 
 def timed_out(error: ComfyError) -> bool:
     """Whether the server took the request and may still be working on it."""
-    return isinstance(error.__cause__, TimeoutError) and not never_sent(error)
+    return isinstance(error.__cause__, TimeoutError) and not isinstance(error, NeverSent)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:

@@ -25,6 +25,7 @@ from forge.resources import disk, memory_bytes
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import subject
+from forge.workers.leftovers import Leftovers
 
 log = logging.getLogger("forge.scheduler")
 
@@ -39,13 +40,14 @@ class Scheduler:
 
     def __init__(self, nc: Client, pool: Pool, store: Store, settings: Settings) -> None:
         self.nc, self.pool, self.store, self.settings = nc, pool, store, settings
+        self.leftovers = Leftovers(nc, settings.comfyui_urls, settings.comfyui_dirs)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample and sweep at once, then every ``FORGE_SCAN_SECONDS``, until ``stop`` is set."""
         clock = AsyncIOScheduler(
             timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         )
-        for duty in (self.sample, self.sweep):
+        for duty in (self.sample, self.sweep, self.leftovers.sweep):
             clock.add_job(
                 duty, "interval", seconds=self.settings.scan_seconds, next_run_time=datetime.now(UTC)
             )
