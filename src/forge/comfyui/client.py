@@ -253,7 +253,7 @@ class Comfy:
         if permitted is not None:
             permitted()
         try:
-            answer = await self._unbroken(self._http.ask("POST", "/prompt", data=body))
+            answer = await self._unbroken(self._http.ask("POST", "/prompt", data=body, fresh=True))
         except NeverSent:
             raise
         except BackendUnreachable as error:
