@@ -87,6 +87,10 @@ class System:
         """What a simulator writes down about itself."""
         return self.root / f"{name}.jsonl"
 
+    def files_of(self, name: str) -> Path:
+        """The directory with a simulator's output and input."""
+        return self.root / f"{name}-files"
+
     @property
     def simulators(self) -> list[str]:
         return [name for name in self.ports if name.startswith("sim")]
@@ -170,7 +174,7 @@ class System:
                 "--port",
                 str(self.ports.get(name)),
                 "--output-dir",
-                str(self.root / f"{name}-files"),
+                str(self.files_of(name)),
             ],
             "api": ["api", "--open-to-loopback"],
             "housekeeping": ["worker", "--roles", "cleanup,scheduler"],
@@ -186,6 +190,7 @@ class System:
             "FORGE_NATS_URL": self.nats.url,
             "FORGE_POSTGRES_DSN": self.postgres_dsn,
             "FORGE_COMFYUI_URLS": ",".join(self.url(simulator) for simulator in self.simulators),
+            "FORGE_COMFYUI_DIRS": ",".join(str(self.files_of(simulator)) for simulator in self.simulators),
             "FORGE_DATA_DIR": str(self.data_dir),
             "FORGE_PORT": str(self.ports.get(name, 0)),
             "FORGE_RATE_PER_HOUR": "1000000",
