@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -125,9 +126,13 @@ class System:
             self.down.discard(name)
 
     def kill(self, name: str) -> None:
-        """End one as `kill -9` does; it stays down."""
+        """End one as `kill -9` does; it stays down. The prompts of a simulator die with it."""
         self.down.add(name)
         self.members[name].kill()
+        if name.startswith("sim"):
+            line = {"event": "killed", "at": time.time(), "present": 0}
+            with self.record_of(name).open("a") as record:
+                record.write(json.dumps(line) + "\n")
 
     def freeze(self, name: str) -> None:
         self.process(name).send(signal.SIGSTOP)

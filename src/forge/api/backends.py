@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("forge.live")
 
-STALE_SECONDS = 5.0
+STALE_SECONDS = 3.0
 """A worker that said nothing for so long is gone, or its words do not arrive."""
 
 State = Literal["preferred", "fallback", "none", "unknown"]
