@@ -18,6 +18,7 @@ from forge.events.jobs import (
     JobCancelled,
     JobCompleted,
     JobFailed,
+    JobRedirected,
     JobRetried,
     JobStarted,
     JobSubmitted,
@@ -73,6 +74,11 @@ def started(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any)
 def adopted(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobAdopted:
     given = {"adoption": 1, "worker": "worker-b"}
     return JobAdopted(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
+def redirected(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobRedirected:
+    given = {"redirection": 1, "worker": "worker-a", "backend": "http://other", "reason": "its turn"}
+    return JobRedirected(job_id=job, user_id=user, attempt=attempt, **given | fields)
 
 
 def attempt_failed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobAttemptFailed:

@@ -22,6 +22,8 @@ def test_values_are_read_in_their_own_type() -> None:
     settings = load(
         {
             "FORGE_COMFYUI_URLS": "http://gpu:8188/, http://cpu:8188",
+            "FORGE_COMFYUI_DIRS": ", /srv/cpu",
+            "FORGE_COMFYUI_CANCEL_SECONDS": "2.5",
             "FORGE_DATA_DIR": "/srv/forge",
             "FORGE_PORT": "0",
             "FORGE_API_KEYS": "player:mei:a:b, operator:ops:s",
@@ -33,6 +35,8 @@ def test_values_are_read_in_their_own_type() -> None:
         }
     )
     assert settings.comfyui_urls == ("http://gpu:8188", "http://cpu:8188")
+    assert settings.comfyui_dirs == (None, Path("/srv/cpu"))
+    assert settings.comfyui_cancel_seconds == 2.5
     assert settings.data_dir == Path("/srv/forge")
     assert settings.assets_dir == Path("/srv/forge/assets")
     assert settings.port == 0
@@ -51,6 +55,10 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_PORT", "65536"),
         ("FORGE_COMFYUI_URLS", "gpu:8188"),
         ("FORGE_COMFYUI_URLS", ","),
+        ("FORGE_COMFYUI_DIRS", "/srv/gpu,/srv/cpu"),
+        ("FORGE_COMFYUI_UNREACHABLE_SECONDS", "0"),
+        ("FORGE_COMFYUI_CANCEL_SECONDS", "-1"),
+        ("FORGE_COMFYUI_QUARANTINE_SECONDS", "0"),
         ("FORGE_ASSET_TTL_SECONDS", "0"),
         ("FORGE_DISK_WARN_RATIO", "1.5"),
         ("FORGE_DISK_CLEAN_RATIO", "0.7"),

@@ -90,6 +90,7 @@ def test_every_event_is_covered_by_its_boundary() -> None:
     covered = {
         topology.admissions("mei"): factories.submitted(),
         topology.job("mei", JOB): factories.completed(),
+        topology.job_of_anybody(JOB): factories.redirected(),
         topology.session(None): factories.stored(),
         topology.asset(None, "npc_bust", asset_id): factories.deleted(),
         topology.reference(None, "npc_bust", asset_id, JOB): factories.expired(),

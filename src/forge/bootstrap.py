@@ -119,9 +119,16 @@ async def _generation(
     stop: asyncio.Event,
 ) -> Coroutine[Any, Any, None]:
     from forge.comfyui.backends import Backends
+    from forge.comfyui.folders import shared
+    from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
 
+    patient = patience(
+        unreachable=settings.comfyui_unreachable_seconds,
+        cancel=settings.comfyui_cancel_seconds,
+        quarantine=settings.comfyui_quarantine_seconds,
+    )
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
@@ -129,7 +136,8 @@ async def _generation(
         library=Library(events),
         uploads=Uploads(events),
         shelf=Shelf(events, store, settings.asset_ttl_seconds),
-        backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
+        backends=await stack.enter_async_context(Backends(settings.comfyui_urls, patient)),
+        folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
         workshop=await stack.enter_async_context(Workshop()),

@@ -38,6 +38,7 @@
     │   └── StoreMissing            it is not the asset volume: a lost mount
     └── ComfyError                  what ComfyUI did to a prompt
         ├── BackendUnreachable      no answer: look again before anything else
+        │   └── NeverSent           not even a connection: it cannot have the prompt
         ├── BackendWedged           it answers but no longer executes
         ├── PromptRejected          it will never run: permanent
         ├── PromptFailed            it ran into an error
@@ -319,6 +320,12 @@ class BackendUnreachable(ComfyError):
 
     code = "backend_unreachable"
     retryable = True
+
+
+class NeverSent(BackendUnreachable):
+    """No connection to ComfyUI could be made, so nothing was sent."""
+
+    code = "never_sent"
 
 
 class BackendWedged(ComfyError):

@@ -50,6 +50,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     comfyui_urls: Annotated[
         tuple[str, ...], Setting("FORGE_COMFYUI_URLS", "ComfyUI servers, comma separated, preferred first")
     ] = ("http://127.0.0.1:8188",)
+    comfyui_dirs: Annotated[
+        tuple[Path | None, ...],
+        Setting(
+            "FORGE_COMFYUI_DIRS",
+            "for each of the servers the directory of its output and input, where forge removes what it had "
+            "drawn; comma separated, empty where it is not shared",
+        ),
+    ] = ()
+    comfyui_unreachable_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_UNREACHABLE_SECONDS",
+            "how long a ComfyUI may give no answer before the jobs it has are tried elsewhere",
+            "s",
+        ),
+    ] = 30.0
+    comfyui_cancel_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_CANCEL_SECONDS",
+            "how long a stopped prompt may go on, its place held, before its ComfyUI counts as wedged",
+            "s",
+        ),
+    ] = 60.0
+    comfyui_quarantine_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_QUARANTINE_SECONDS",
+            "how long a wedged ComfyUI that neither restarts nor executes anything is not tried again",
+            "s",
+        ),
+    ] = 900.0
     data_dir: Annotated[
         Path, Setting("FORGE_DATA_DIR", "where pictures and embedded servers keep their files")
     ] = Path(".forge")
@@ -188,6 +220,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 def _parse(name: str, raw: str, kind: Any) -> Any:
     if name == "comfyui_urls":
         return tuple(_url(u.strip()) for u in raw.split(",") if u.strip())
+    if name == "comfyui_dirs":
+        return tuple(Path(d.strip()).expanduser().absolute() if d.strip() else None for d in raw.split(","))
     if name == "api_keys":
         return tuple(_api_key(k.strip()) for k in raw.split(",") if k.strip())
     if name == "trusted_proxies":
@@ -246,6 +280,10 @@ def _check(s: Settings) -> None:
         "memory_limit_bytes": s.memory_limit_bytes > 0,
         "memory_shed_ratio": 0.1 <= s.memory_shed_ratio <= 1,
         "comfyui_urls": len(s.comfyui_urls) > 0,
+        "comfyui_dirs": len(s.comfyui_dirs) in (0, len(s.comfyui_urls)),
+        "comfyui_unreachable_seconds": s.comfyui_unreachable_seconds > 0,
+        "comfyui_cancel_seconds": s.comfyui_cancel_seconds > 0,
+        "comfyui_quarantine_seconds": s.comfyui_quarantine_seconds > 0,
     }
     for name, fine in bounds.items():
         if not fine:

@@ -44,6 +44,7 @@ DISK_CROSSED = "forge.evt.disk.crossed"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
+BACKENDS = "forge.live.backends"
 ORDER_DONE = f"$JS.EVENT.METRIC.CONSUMER.ACK.{DISPATCH}.{GENERATION}"
 
 NOT_FOUND = (10059, 10014)  # stream, consumer
@@ -77,6 +78,11 @@ def admissions(user: str) -> str:
 def job(user: str, job_id: UUID) -> str:
     """The filter of one job's facts."""
     return f"forge.evt.job.{token(user)}.{job_id}.>"
+
+
+def job_of_anybody(job_id: UUID) -> str:
+    """The filter of one job's facts where its user is not known; costs the server more."""
+    return f"forge.evt.job.*.{job_id}.>"
 
 
 def session(session_id: str | None) -> str:

@@ -253,7 +253,9 @@ def _told_by(events: list[Message]) -> dict[str, Any]:
         "completed_at": ends[-1].at if over else None,
         "locked_by": None if over else (starts[-1].data["worker"] if states[-1] == "running" else None),
         "seq": max(
-            event.seq for event in events if event.type in STATUS or event.type.endswith("adopted.v1")
+            event.seq
+            for event in events
+            if event.type in STATUS or event.type in ("forge.job.adopted.v1", "forge.job.redirected.v1")
         ),
     }
 
@@ -265,6 +267,9 @@ def left_behind(evidence: Evidence, given_up: Collection[str] = ()) -> Iterator[
     for name, lines in evidence.simulators.items():
         if lines[-1]["present"] and name not in given_up:
             yield f"{name} still has {lines[-1]['present']} prompts"
+    for name, folders in evidence.left_at_comfyui.items():
+        if name not in given_up:
+            yield from (f"{name} still has {folder}" for folder in folders)
 
 
 def told(evidence: Evidence) -> Iterator[str]:

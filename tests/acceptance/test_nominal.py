@@ -152,6 +152,10 @@ def _file_is_left_in_tmp(e: Evidence) -> None:
     e.leftovers.append("half-a-picture")
 
 
+def _file_is_left_at_comfyui(e: Evidence) -> None:
+    e.left_at_comfyui["sim"].append("output/forge/a-job")
+
+
 def _order_is_left(e: Evidence) -> None:
     e.orders.append("forge.dispatch.main.x")
 
@@ -210,6 +214,7 @@ BUGS = (
     _drawn_twice,
     _prompt_is_left,
     _file_is_left_in_tmp,
+    _file_is_left_at_comfyui,
     _order_is_left,
     _row_disagrees,
     _tables_are_behind,

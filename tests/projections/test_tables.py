@@ -21,6 +21,7 @@ from factories import (
     failed,
     job_id,
     produced,
+    redirected,
     retried,
     sampled,
     started,
@@ -97,6 +98,7 @@ RUNNING = {"status": "running", "attempts": 1, "locked_by": "worker-a", "started
             [started(), adopted()],
             {"status": "running", "locked_by": "worker-b", "locked_at": after(3), "attempts": 1},
         ),
+        ([started(), redirected()], RUNNING | {"backend": "http://other", "seq": 3}),
         ([started(), attempt_failed(retry_at=after(60))], BACK_OFF | {"completed_at": None}),
         (
             [started(), attempt_failed(), started(attempt=2)],

@@ -11,7 +11,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
 
-from forge.api import assets, docs, jobs, limits, metrics, openapi, operations, problems, uploads
+from forge.api import assets, backends, docs, jobs, limits, metrics, openapi, operations, problems, uploads
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.gate import Gate, Guesses
@@ -37,6 +37,7 @@ def _app(parts: Parts) -> Litestar:
             assets.router,
             uploads.router,
             operations.router,
+            backends.router,
             limits.router,
             give_ticket,
         ],

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from forge.api.backends import Backends
 from forge.api.checkpoint import Checkpoint
 from forge.api.places import Places
 from forge.broker import BrokerRefused, request
@@ -27,7 +28,7 @@ from forge.events.assets import AssetGivenUp, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobAttemptFailed, JobCancelled, JobCompleted, JobFailed
 from forge.follower import follow
-from forge.topology import ALL_PROGRESS, CHECKPOINT, EVENTS
+from forge.topology import ALL_PROGRESS, BACKENDS, CHECKPOINT, EVENTS
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -111,6 +112,7 @@ class Live:
         self.nc, self.admissions = nc, admissions
         self.checkpoint = Checkpoint(pool)
         self.places = Places(admissions.line)
+        self.backends = Backends()
         self.epoch = ""
         self.head = 0
         self.written = 0
@@ -171,6 +173,7 @@ class Live:
         subscriptions = [
             await self.nc.subscribe(ALL_PROGRESS, cb=self._on_progress),
             await self.nc.subscribe(CHECKPOINT, cb=self._on_checkpoint),
+            await self.nc.subscribe(BACKENDS, cb=self.backends.hear),
         ]
         try:
             async with aclosing(follow(self.nc, 1)) as batches:

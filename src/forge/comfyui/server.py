@@ -70,6 +70,10 @@ class Server:
         """The prompts it says it is executing; one, or none."""
         return protocol.queued_ids(await self._read("/queue"), "queue_running")
 
+    async def labelled(self) -> dict[str, str]:
+        """Prompt id → label of the prompts it runs or queues and that were given one."""
+        return protocol.queued_labels(await self._read("/queue"))
+
     async def forget(self, prompt_id: str) -> None:
         """Drop the prompt's entry from history; its files stay."""
         await self.http.ask("POST", "/history", data=protocol.encode({"delete": [prompt_id]}))

@@ -30,6 +30,7 @@ from forge.topology import subject
 from forge.uploads import Uploads
 from forge.workers import uploads
 from forge.workers.crossings import Crossings
+from forge.workers.leftovers import Leftovers
 
 log = logging.getLogger("forge.scheduler")
 
@@ -51,6 +52,7 @@ class Scheduler:
         self.capacity = Capacity(settings)
         self.crossings = Crossings(EventStore(nc), self.capacity.lines, settings.scan_seconds)
         self.uploads = Uploads(EventStore(nc))
+        self.leftovers = Leftovers(nc, settings.comfyui_urls, settings.comfyui_dirs)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample and sweep at once, then every ``FORGE_SCAN_SECONDS``, until ``stop`` is set."""
@@ -58,7 +60,7 @@ class Scheduler:
             timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         )
         pace = self.settings.scan_seconds
-        for duty in (self.sample, self.watch, self.sweep, self.expire_uploads):
+        for duty in (self.sample, self.watch, self.sweep, self.expire_uploads, self.leftovers.sweep):
             clock.add_job(duty, "interval", seconds=pace, next_run_time=datetime.now(UTC))
         clock.add_job(
             self.sweep_uploads, "interval", seconds=_STRAY_SCANS * pace, next_run_time=datetime.now(UTC)
