@@ -18,9 +18,10 @@ from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
 from forge.errors import TopologyDiffers
-from forge.events.assets import AssetDeleted, AssetReady, AssetStored
+from forge.events.assets import AssetDeleted, AssetReady, AssetsAccessed, AssetStored
 from forge.events.catalogue import Event
 from forge.events.jobs import JobRetried, JobSubmitted
+from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import MetricSampled
 
 EVENTS = "FORGE_EVENTS"
@@ -38,6 +39,7 @@ ALL_ADMISSIONS = "forge.evt.admission.*"
 ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
 ALL_STORED = "forge.evt.session.*"
+ALL_KEYS = "forge.evt.key.>"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -86,6 +88,16 @@ def asset(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
     return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.*"
 
 
+def key(key_id: str) -> str:
+    """The filter of one API key's facts."""
+    return f"forge.evt.key.{token(key_id)}.*"
+
+
+def access(source: str) -> str:
+    """The ledger of the reads that one API counted."""
+    return f"forge.evt.access.{token(source)}"
+
+
 def order(job_id: UUID) -> str:
     return f"forge.dispatch.{POOL}.{job_id}"
 
@@ -104,6 +116,10 @@ def subject(event: Event) -> str:
         case AssetReady() | AssetDeleted():
             place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}"
             return f"forge.evt.asset.{place}.{_fact(event)}"
+        case KeyCreated() | KeyRevoked():
+            return f"forge.evt.key.{token(event.key_id)}.{_fact(event)}"
+        case AssetsAccessed():
+            return access(event.source)
         case MetricSampled():
             return f"forge.metric.{token(event.metric_type)}"
     attempt: int | None = getattr(event, "attempt", None)

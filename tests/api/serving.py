@@ -15,11 +15,13 @@ from forge import database
 from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
+from forge.api.reads import ReadCounter
 from forge.comfyui.workflows import load
 from forge.commands import Admissions, Assets, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.settings import Settings
 from forge.store import Store
 from waiting import wait_until
@@ -61,6 +63,8 @@ async def parts_over(
         admissions=admissions,
         jobs=Jobs(store),
         assets=Assets(store),
+        keys=Keys(store),
+        reads=ReadCounter(store, "test"),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

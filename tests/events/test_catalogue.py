@@ -11,6 +11,7 @@ import pytest
 
 import forge.events.assets
 import forge.events.jobs
+import forge.events.keys
 import forge.events.system
 import forge.topology
 from factories import JOB, NOW, attempt_failed, submitted
@@ -30,7 +31,7 @@ def test_every_version_of_every_event_has_a_golden_file() -> None:
 
 
 def test_every_context_is_in_the_catalogue() -> None:
-    assert {type_.partition(".")[0] for type_ in all_events()} == {"job", "asset", "metric"}
+    assert {type_.partition(".")[0] for type_ in all_events()} == {"job", "asset", "key", "metric"}
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

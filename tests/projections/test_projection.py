@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from factories import (
     Log,
+    accessed,
     adopted,
     after,
     attempt_failed,
@@ -20,6 +21,7 @@ from factories import (
     deleted,
     failed,
     job_id,
+    reads,
     ready,
     retried,
     sampled,
@@ -61,6 +63,9 @@ FACTS: dict[str, Callable[[int], Event]] = {
     ),
     "ready": lambda n: ready(job_id(n % 4 + 1)),
     "deleted": lambda n: deleted(job_id(n % 4 + 1), content_hash=f"{n % 2}" * 64),
+    "accessed": lambda n: accessed(
+        reads("mei", f"{n % 2}" * 64, n + 1, last_at=after(n)), reads("lan", "1" * 64, 2, first_at=after(-n))
+    ),
 }
 histories = st.lists(st.tuples(st.sampled_from(sorted(FACTS)), st.integers(0, 12)), min_size=1, max_size=40)
 batchings = st.lists(st.integers(1, 20), min_size=1, max_size=4)

@@ -9,7 +9,7 @@ from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from forge.api import assets, docs, jobs, metrics, openapi, operations, problems
+from forge.api import assets, docs, jobs, keys, metrics, openapi, operations, problems
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.parts import Parts
@@ -20,10 +20,10 @@ from forge.api.views import ROOT
 def create_app(parts: Parts) -> Litestar:
     """The application over these parts; ``parts.live`` is to run beside it."""
     counters = metrics.Metrics(parts.live)
-    door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
+    door = Door(parts.settings.api_keys, parts.live, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
-        route_handlers=[jobs.router, assets.router, operations.router],
+        route_handlers=[jobs.router, assets.router, keys.router, operations.router],
         before_request=admit,
     )
     return Litestar(

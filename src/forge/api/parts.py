@@ -8,11 +8,13 @@ import msgspec
 from litestar.connection import ASGIConnection
 
 from forge.api.live import Live
+from forge.api.reads import ReadCounter
 from forge.comfyui.workflows import Workflow
 from forge.commands import Admissions, Assets, Jobs
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.settings import Settings
 from forge.store import Store
 
@@ -32,6 +34,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     admissions: Admissions
     jobs: Jobs
     assets: Assets
+    keys: Keys
+    reads: ReadCounter
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store

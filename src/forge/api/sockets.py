@@ -26,7 +26,7 @@ import msgspec
 from litestar import WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
 
-from forge.api.auth import Caller
+from forge.api.auth import Caller, Door, door_of
 from forge.api.edge import MAX_SEQ
 from forge.api.live import REMEMBERED, Live
 from forge.api.parts import parts_of
@@ -73,7 +73,7 @@ async def events(socket: Socket) -> None:
     await socket.accept(subprotocols=PROTOCOL if offered else None)
     try:
         caller = _admitted(socket, live)
-        conversation = Conversation(socket, caller, live)
+        conversation = Conversation(socket, caller, live, door_of(socket))
         await conversation.welcome(None if offered else _after(socket, live))
         await conversation.hold()
     except _Leave as leave:
@@ -90,7 +90,7 @@ def _admitted(socket: Socket, live: Live) -> Caller:
     if len(live.listeners) >= MAX_SOCKETS:
         raise _Leave(TRY_LATER, 5000)
     try:
-        caller: Caller = socket.scope["litestar_app"].state.door.caller(socket)
+        caller = door_of(socket).caller(socket)
     except Unauthenticated:
         raise _Leave(UNAUTHENTICATED) from None
     except Forbidden:
@@ -122,8 +122,8 @@ async def _say_goodbye(socket: Socket, leave: _Leave) -> None:
 class Conversation:
     """One socket: where it stands in the log, and what it wants to hear."""
 
-    def __init__(self, socket: Socket, caller: Caller, live: Live) -> None:
-        self.socket, self.caller, self.live = socket, caller, live
+    def __init__(self, socket: Socket, caller: Caller, live: Live, door: Door) -> None:
+        self.socket, self.caller, self.live, self.door = socket, caller, live, door
         self.news = asyncio.Event()
         self.position: int | None = None
         self.mark_due = asyncio.get_running_loop().time() + MARK_SECONDS
@@ -199,6 +199,7 @@ class Conversation:
             self.news.clear()
             if self.live.closing:
                 raise _Leave(GOING, 1000)
+            self._check_rights()
             if self.position is not None:
                 await self._tell_events(self.position)
                 await self._tell_progress()
@@ -221,10 +222,16 @@ class Conversation:
         for told in self.live.since(start):
             if self.position != start:
                 return  # the client has asked for another place meanwhile
+            self._check_rights()
             if told.topic in self.topics and self.caller.may_see(told.user):
                 await self._send_text(told.text())
         if self.position == start:
             self.position = max(head, start)
+
+    def _check_rights(self) -> None:
+        """Before every event, because sending may take time: nothing is told to a key that was revoked."""
+        if not self.door.lets_stay(self.caller):
+            raise _Leave(UNAUTHENTICATED)
 
     async def _tell_progress(self) -> None:
         newest = self.live.ticks
