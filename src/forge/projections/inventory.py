@@ -160,10 +160,12 @@ _FACETS = """
   and ($3::text is null or a.category = $3)
   and ($4::text is null or a.archetype_id = $4)
   and ($5::text is null or a.variant_key = $5)
-  and ($8::text[] is null or forge_signs(array_to_string($8, ' ')) = '{}'
-       or forge_signs(a.search) @> forge_signs(array_to_string($8, ' ')))
-""" + "".join(  # one by one: no index serves `like all`
-    f"  and (($8::text[])[{nth}] is null or a.search like ($8::text[])[{nth}])\n"
+""" + "".join(  # word by word, for no index serves `like all`; what depends on the word alone is decided once
+    f"""
+  and (($8::text[])[{nth}] is null or a.search like ($8::text[])[{nth}])
+  and (($8::text[])[{nth}] is null or forge_signs(($8::text[])[{nth}]) = '{{}}'
+       or forge_signs(a.search) @> forge_signs(($8::text[])[{nth}]))
+"""
     for nth in range(1, MOST_WORDS + 1)
 )
 
