@@ -9,7 +9,15 @@ from uuid import UUID
 
 from forge.commands import JobRequest
 from forge.domain.ids import asset_id, upload_id
-from forge.events.assets import AssetDeleted, AssetExpired, AssetReady, AssetStored, SessionReleased
+from forge.events.assets import (
+    AssetDeleted,
+    AssetExpired,
+    AssetReady,
+    AssetsAccessed,
+    AssetStored,
+    Reads,
+    SessionReleased,
+)
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.events.jobs import (
@@ -24,6 +32,7 @@ from forge.events.jobs import (
     JobSubmitted,
     Produced,
 )
+from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
 from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 from forge.topology import subject
@@ -218,6 +227,29 @@ def released(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fie
 def crossed(**fields: Any) -> DiskCrossed:
     given: dict[str, Any] = {"level": "warn", "above": True, "used_bytes": 900, "limit_bytes": 1000}
     return DiskCrossed(**given | fields)
+
+
+def reads(user: str = "mei", content_hash: str = HASH, count: int = 1, **fields: Any) -> Reads:
+    given: dict[str, Any] = {"first_at": NOW, "last_at": NOW}
+    return Reads(asset_id=asset_id(content_hash), user_id=user, count=count, **given | fields)
+
+
+def accessed(*counted: Reads, source: str = "api-8600") -> AssetsAccessed:
+    return AssetsAccessed(source=source, reads=list(counted or [reads()]))
+
+
+# -------------------------------------------------------------------- keys
+
+KEY = "3f2a9c41d0b7e865"
+
+
+def key_created(key_id: str = KEY, role: str = "player", user: str = "mei", **fields: Any) -> KeyCreated:
+    given = {"digest": "ef" * 32}
+    return KeyCreated(key_id=key_id, role=role, user_id=user, **given | fields)
+
+
+def key_revoked(key_id: str = KEY) -> KeyRevoked:
+    return KeyRevoked(key_id=key_id)
 
 
 def sampled(**fields: Any) -> MetricSampled:

@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +27,7 @@ from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.settings import Settings
@@ -56,6 +57,20 @@ async def setup(settings: Settings) -> list[str]:
     finally:
         await nc.close()
     return done + [f"{name}: applied" for name in await database.migrate(settings.postgres_dsn)]
+
+
+@asynccontextmanager
+async def keys(settings: Settings) -> AsyncIterator[Keys]:
+    """Acts on API keys, over a connection of their own.
+
+    Raises:
+        LogUnavailable: NATS does not answer.
+    """
+    nc = await connect(settings.nats_url, "keys")
+    try:
+        yield Keys(EventStore(nc))
+    finally:
+        await nc.close()
 
 
 # ------------------------------------------------------------------- workers
@@ -185,6 +200,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     from forge.api.app import create_app
     from forge.api.live import Live
     from forge.api.parts import Parts
+    from forge.api.reads import ReadCounter
     from forge.api.serving import serve
 
     stop = _stop_on_signals()
@@ -208,6 +224,8 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             shelf=Shelf(events, blobs, settings.asset_ttl_seconds),
         )
         live = Live(nc, admissions, pool)
+        reads = ReadCounter(events, f"{socket.gethostname()}-{settings.port}")
+        await stack.enter_async_context(reads.flushing(settings.access_flush_seconds))
         parts = Parts(
             settings=settings,
             nc=nc,
@@ -216,6 +234,8 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             jobs=admissions.jobs,
             library=Library(events),
             uploads=Uploads(events),
+            keys=Keys(events),
+            reads=reads,
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from forge.domain.keys import MAX_TEXT, ROLES
 from forge.errors import SettingInvalid
 
 
@@ -35,9 +36,6 @@ class Setting(msgspec.Struct, frozen=True):
     meaning: str
     unit: str = ""
     secret: bool = False
-
-
-ROLES = ("player", "service", "operator")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +176,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_limit: Annotated[
         int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
     ] = 10_000
+    access_flush_seconds: Annotated[
+        float,
+        Setting("FORGE_ACCESS_FLUSH_SECONDS", "how often an API writes down which assets were fetched", "s"),
+    ] = 10.0
     scan_seconds: Annotated[
         float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
     ] = 60.0
@@ -260,6 +262,8 @@ def _api_key(text: str) -> ApiKey:
     user, _, secret = rest.partition(":")
     if role not in ROLES or not user or not secret:
         raise ValueError(f"each key is role:user:secret with a role of {', '.join(ROLES)}")
+    if len(secret) > MAX_TEXT:
+        raise ValueError(f"a key's secret has at most {MAX_TEXT} characters")
     return ApiKey(role, user, secret)
 
 
@@ -275,6 +279,7 @@ def _check(s: Settings) -> None:
         "sockets_per_user": s.sockets_per_user > 0,
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
+        "access_flush_seconds": 0.1 <= s.access_flush_seconds <= 3600,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,
         "disk_reserve_bytes": s.disk_reserve_bytes is None or s.disk_reserve_bytes >= 0,
         "memory_limit_bytes": s.memory_limit_bytes > 0,

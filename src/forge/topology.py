@@ -18,9 +18,10 @@ from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
 from forge.errors import TopologyDiffers
-from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
+from forge.events.assets import AssetGivenUp, AssetReady, AssetsAccessed, AssetStored, SessionReleased
 from forge.events.catalogue import Event
 from forge.events.jobs import JobRetried, JobSubmitted
+from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
 from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 
@@ -41,6 +42,7 @@ ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
 ALL_STORED = "forge.evt.session.*"
 ALL_UPLOADS = "forge.evt.upload.>"
 DISK_CROSSED = "forge.evt.disk.crossed"
+ALL_KEYS = "forge.evt.key.>"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -115,6 +117,16 @@ def uploads_of(content_hash: str) -> str:
     return f"forge.evt.upload.*.*.{token(content_hash)}.*"
 
 
+def key(key_id: str) -> str:
+    """The filter of one API key's facts."""
+    return f"forge.evt.key.{token(key_id)}.*"
+
+
+def access(source: str) -> str:
+    """The ledger of the reads that one API counted."""
+    return f"forge.evt.access.{token(source)}"
+
+
 def order(job_id: UUID) -> str:
     return f"forge.dispatch.{POOL}.{job_id}"
 
@@ -143,6 +155,10 @@ def subject(event: Event) -> str:
             return f"forge.evt.upload.{place}.{_fact(event)}"
         case DiskCrossed():
             return DISK_CROSSED
+        case KeyCreated() | KeyRevoked():
+            return f"forge.evt.key.{token(event.key_id)}.{_fact(event)}"
+        case AssetsAccessed():
+            return access(event.source)
         case MetricSampled():
             return f"forge.metric.{token(event.metric_type)}"
     attempt: int | None = getattr(event, "attempt", None)

@@ -15,12 +15,14 @@ from forge import database
 from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
+from forge.api.reads import ReadCounter
 from forge.api.serving import configuration
 from forge.comfyui.workflows import load
 from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.settings import Settings
@@ -74,6 +76,8 @@ async def parts_over(
         jobs=Jobs(store),
         library=Library(store),
         uploads=Uploads(store),
+        keys=Keys(store),
+        reads=ReadCounter(store, "test"),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from factories import (
     Log,
+    accessed,
     adopted,
     after,
     attempt_failed,
@@ -20,6 +21,7 @@ from factories import (
     deleted,
     failed,
     job_id,
+    reads,
     ready,
     redirected,
     retried,
@@ -69,6 +71,9 @@ FACTS: dict[str, Callable[[int], Event]] = {
     "upload_stored": lambda n: upload_stored(content_hash=f"{n % 2}" * 64, expires_at=after(n)),
     "upload_renewed": lambda n: upload_renewed(content_hash=f"{n % 2}" * 64, expires_at=after(n * 60)),
     "upload_expired": lambda n: upload_expired(content_hash=f"{n % 2}" * 64),
+    "accessed": lambda n: accessed(
+        reads("mei", f"{n % 2}" * 64, n + 1, last_at=after(n)), reads("lan", "1" * 64, 2, first_at=after(-n))
+    ),
 }
 histories = st.lists(st.tuples(st.sampled_from(sorted(FACTS)), st.integers(0, 12)), min_size=1, max_size=40)
 batchings = st.lists(st.integers(1, 20), min_size=1, max_size=4)

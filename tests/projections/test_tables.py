@@ -12,6 +12,7 @@ from factories import (
     JOB,
     NOW,
     Log,
+    accessed,
     adopted,
     after,
     attempt_failed,
@@ -21,6 +22,7 @@ from factories import (
     failed,
     job_id,
     produced,
+    reads,
     redirected,
     retried,
     sampled,
@@ -234,6 +236,43 @@ async def test_an_upload_is_there_from_its_storing_until_it_expires(connection: 
     row = await uploads.upload(connection, mei, None)
     assert row is not None
     assert (row["width"], row["seq"]) == (7, 5)
+
+
+async def used(connection: Connection) -> list[tuple[Any, ...]]:
+    rows = await connection.fetch("select * from asset_usage order by user_id, reads desc")
+    return [(r["user_id"], r["reads"], r["first_at"], r["last_at"], r["seq"]) for r in rows]
+
+
+async def test_fetches_are_counted_for_each_asset_and_each_user(connection: Connection) -> None:
+    await told(
+        connection,
+        stored(),
+        stored(job_id(2), content_hash="cd" * 32),
+        accessed(
+            reads("mei", count=2, first_at=after(10), last_at=after(20)),
+            reads("lan", last_at=after(15)),
+            reads("mei", "cd" * 32),
+        ),
+        accessed(reads("mei", count=5, first_at=after(5), last_at=after(9))),
+        accessed(reads("mei", "ee" * 32)),  # gone by now, or never seen
+    )
+    rows = await connection.fetch("select * from asset_inventory order by seq")
+    counted = [(r["access_count"], r["last_accessed_at"], r["expires_at"], r["accessed_seq"]) for r in rows]
+    assert counted == [(8, after(20), after(3600), 4), (1, NOW, after(3600), 3)]
+    assert await used(connection) == [
+        ("lan", 1, NOW, after(15), 3),
+        ("mei", 7, after(5), after(20), 4),
+        ("mei", 1, NOW, NOW, 3),
+    ]
+
+
+async def test_what_is_known_of_fetches_goes_with_the_asset(connection: Connection) -> None:
+    await told(connection, stored(job_id(1)), stored(job_id(2), "lan"), accessed(), deleted(job_id(1)))
+    assert len(await used(connection)) == 1
+    await connection.execute("truncate projection_checkpoint")
+    await told(connection, deleted(job_id(2)), accessed(), stored(job_id(3)))
+    assert await used(connection) == []
+    assert await connection.fetchval("select access_count from asset_inventory") == 0
 
 
 # ------------------------------------------------------------ stats and usage

@@ -11,7 +11,19 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
 
-from forge.api import assets, backends, docs, jobs, limits, metrics, openapi, operations, problems, uploads
+from forge.api import (
+    assets,
+    backends,
+    docs,
+    jobs,
+    keys,
+    limits,
+    metrics,
+    openapi,
+    operations,
+    problems,
+    uploads,
+)
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.gate import Gate, Guesses
@@ -29,7 +41,7 @@ def create_app(parts: Parts) -> Gate:
 
 def _app(parts: Parts) -> Litestar:
     counters = metrics.Metrics(parts.live, parts.capacity)
-    door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
+    door = Door(parts.settings.api_keys, parts.live, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
         route_handlers=[
@@ -39,6 +51,7 @@ def _app(parts: Parts) -> Litestar:
             operations.router,
             backends.router,
             limits.router,
+            keys.router,
             give_ticket,
         ],
         before_request=admit,

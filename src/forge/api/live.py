@@ -1,7 +1,8 @@
 """What happens, as it happens: one reader of the whole log per API process.
 
-It feeds the line that admissions are decided against, and remembers the last events so that a socket that was
-away can go on where it stopped. Progress of running jobs comes over core NATS; only the latest counts.
+It feeds the line that admissions are decided against and the ring of keys that the door looks at. It keeps
+the last events in mind, so that a socket that was away can go on where it stopped. Progress of running jobs
+comes over core NATS; only the latest counts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from forge.api.places import Places
 from forge.broker import BrokerRefused, request
 from forge.commands import Admissions
 from forge.database import Pool
+from forge.domain.keys import Keyring
 from forge.errors import LogUnavailable
 from forge.events.assets import AssetGivenUp, AssetReady, AssetStored
 from forge.events.envelope import Recorded
@@ -113,6 +115,7 @@ class Live:
         self.checkpoint = Checkpoint(pool)
         self.places = Places(admissions.line)
         self.backends = Backends()
+        self.keys = Keyring()
         self.epoch = ""
         self.head = 0
         self.written = 0
@@ -196,6 +199,7 @@ class Live:
             return
         for record in records:
             self.admissions.apply(record)
+            self.keys.apply(record)
             self._remember(record)
         self.head = records[-1].seq
         async with self.admissions.moved:

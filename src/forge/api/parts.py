@@ -8,11 +8,13 @@ import msgspec
 from litestar.connection import ASGIConnection
 
 from forge.api.live import Live
+from forge.api.reads import ReadCounter
 from forge.comfyui.workflows import Workflow
 from forge.commands import Admissions, Jobs
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.library import Library
 from forge.resources import Capacity
 from forge.settings import Settings
@@ -36,6 +38,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Jobs
     library: Library
     uploads: Uploads
+    keys: Keys
+    reads: ReadCounter
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store

@@ -189,6 +189,58 @@ class UploadView(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
 
 
+class UserReads(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one user fetched an asset's file or a thumbnail of it, and when."""
+
+    user_id: str
+    reads: int
+    first_at: datetime
+    last_at: datetime
+
+
+class AssetUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Who fetched an asset, latest first."""
+
+    items: list[UserReads]
+
+
+# ----------------------------------------------------------------------- keys
+
+
+class CreateKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for a key: a player's own, a service's, which may act for players, or an operator's."""
+
+    role: Annotated[str, msgspec.Meta(pattern="^(player|service|operator)$")]
+    user_id: _Id
+    label: _Id | None = None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key without what opens the door; ``created_by`` and ``revoked_by`` are actors as in histories."""
+
+    id: str
+    role: str
+    user_id: str
+    label: str | None
+    created_at: datetime
+    created_by: str
+    revoked_at: datetime | None
+    revoked_by: str | None
+    seq: int
+
+
+class KeyCreatedView(KeyView, frozen=True, kw_only=True):
+    """A key that was just created; ``key`` is told this once."""
+
+    key: str
+
+
+class KeyList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every key, oldest first."""
+
+    items: list[KeyView]
+
+
 # ----------------------------------------------------------------- operations
 
 

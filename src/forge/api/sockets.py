@@ -34,7 +34,7 @@ from litestar import Request, Response, WebSocket, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 
 from forge.api import origins
-from forge.api.auth import Caller, admitted, caller_of
+from forge.api.auth import Caller, admitted, caller_of, door_of
 from forge.api.edge import MAX_SEQ
 from forge.api.live import REMEMBERED, Live
 from forge.api.parts import parts_of
@@ -216,7 +216,8 @@ class Conversation:
             self._still_admitted()
 
     def _still_admitted(self) -> None:
-        if not self.socket.scope["litestar_app"].state.door.lets_stay(self.caller):
+        """Asked before every event, too, because sending may take time: a revoked key is told nothing."""
+        if not door_of(self.socket).lets_stay(self.caller):
             raise _Leave(UNAUTHENTICATED)
 
     # -------------------------------------------------------------- listening
@@ -264,6 +265,7 @@ class Conversation:
             self.news.clear()
             if self.live.closing:
                 raise _Leave(GOING, 1000)
+            self._still_admitted()
             if self.position is not None:
                 await self._tell_events(self.position)
                 await self._tell_progress()
@@ -286,6 +288,7 @@ class Conversation:
         for told in self.live.since(start):
             if self.position != start:
                 return  # the client has asked for another place meanwhile
+            self._still_admitted()
             if told.topic in self.topics and self.caller.may_see(told.user):
                 await self._send_text(told.text())
         if self.position == start:
