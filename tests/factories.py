@@ -12,13 +12,17 @@ from forge.domain.ids import asset_id, upload_id
 from forge.events.assets import (
     AssetDeleted,
     AssetExpired,
+    AssetLost,
+    AssetPinned,
     AssetReady,
     AssetsAccessed,
     AssetStored,
+    AssetUnpinned,
     Reads,
     SessionReleased,
 )
 from forge.events.catalogue import Event
+from forge.events.cleanup import CleanupFinished, CleanupHeld, CleanupRequested
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.events.jobs import (
     JobAdopted,
@@ -222,6 +226,49 @@ def expired(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fiel
 def released(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> SessionReleased:
     given: dict[str, Any] = {"session_id": "s-1", "released_bytes": 1200, "session_bytes": 0}
     return SessionReleased(asset_id=asset_id(content_hash), job_id=job, user_id=user, **given | fields)
+
+
+def pinned(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetPinned:
+    given: dict[str, Any] = {"asset_type": "npc_bust"}
+    return AssetPinned(asset_id=asset_id(content_hash), job_id=job, user_id=user, **given | fields)
+
+
+def unpinned(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetUnpinned:
+    given: dict[str, Any] = {"asset_type": "npc_bust"}
+    return AssetUnpinned(asset_id=asset_id(content_hash), job_id=job, user_id=user, **given | fields)
+
+
+def lost(content_hash: str = HASH, **fields: Any) -> AssetLost:
+    given: dict[str, Any] = {
+        "asset_type": "npc_bust",
+        "format": "png",
+        "file_size_bytes": 1200,
+        "found": "there is no file",
+        "stored_seq": 1,
+    }
+    return AssetLost(asset_id=asset_id(content_hash), content_hash=content_hash, **given | fields)
+
+
+def cleanup_requested(**fields: Any) -> CleanupRequested:
+    given: dict[str, Any] = {
+        "request_id": JOB,
+        "reasons": ["expired"],
+        "asked_at": NOW,
+        "assets": 1,
+        "size_bytes": 1200,
+        "executor": "cleanup",
+    }
+    return CleanupRequested(**given | fields)
+
+
+def cleanup_held(**fields: Any) -> CleanupHeld:
+    given: dict[str, Any] = {"reasons": ["expired", "lost"], "assets": 30, "size_bytes": 36_000, "of": 40}
+    return CleanupHeld(**given | fields)
+
+
+def cleanup_finished(**fields: Any) -> CleanupFinished:
+    given: dict[str, Any] = {"assets": {"expired": 1}, "size_bytes": {"expired": 1200}}
+    return CleanupFinished(**given | fields)
 
 
 def crossed(**fields: Any) -> DiskCrossed:

@@ -63,7 +63,7 @@ async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterat
                 Line(),
                 queue_limit=queue_limit,
                 rate_per_hour=rate_per_hour,
-                shelf=Shelf(EventStore(nc), blobs, 3600) if blobs else None,
+                shelf=Shelf(EventStore(nc), blobs, lambda _: 3600) if blobs else None,
             )
             listening = asyncio.create_task(_listen(nc, admissions))
             stack.push_async_callback(_ended, listening)

@@ -30,6 +30,7 @@ from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
 from forge.resources import Capacity
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from forge.uploads import Uploads
@@ -100,7 +101,7 @@ async def _roles(
     endless: list[Coroutine[Any, Any, None]] = []
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
-        store = await _store(settings, events)
+        store = await opened_store(settings, events)
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
@@ -117,11 +118,13 @@ async def _roles(
     if "cleanup" in roles:
         from forge.workers.cleanup import Cleanup
 
-        draining.append(Cleanup(nc, events, pool, store).run(stop))
+        retention = Retention(events, pool, store, settings)
+        draining.append(Cleanup(retention, settings.cleanup_grace_seconds).run(stop))
     if "scheduler" in roles:
         from forge.workers.scheduler import Scheduler
 
-        draining.append(Scheduler(nc, pool, store, settings).run(stop))
+        scheduler = Scheduler(nc, pool, store, settings, Retention(events, pool, store, settings))
+        draining.append(scheduler.run(stop))
     return endless, draining
 
 
@@ -150,13 +153,13 @@ async def _generation(
         jobs=Jobs(events),
         library=Library(events),
         uploads=Uploads(events),
-        shelf=Shelf(events, store, settings.asset_ttl_seconds),
+        shelf=Shelf(events, store, settings.ttl_of),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls, patient)),
         folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
-        asset_ttl_seconds=settings.asset_ttl_seconds,
+        ttl_of=settings.ttl_of,
         capacity=Capacity(settings),
     )
     return Generation(studio).run(stop)
@@ -213,7 +216,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
-        blobs = await _store(settings, events)
+        blobs = await opened_store(settings, events)
         capacity = Capacity(settings)
         admissions = Admissions(
             events,
@@ -221,7 +224,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             queue_limit=settings.queue_limit,
             rate_per_hour=settings.rate_per_hour,
             guard=capacity.room,
-            shelf=Shelf(events, blobs, settings.asset_ttl_seconds),
+            shelf=Shelf(events, blobs, settings.ttl_of),
         )
         live = Live(nc, admissions, pool)
         reads = ReadCounter(events, f"{socket.gethostname()}-{settings.port}")
@@ -236,6 +239,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             uploads=Uploads(events),
             keys=Keys(events),
             reads=reads,
+            retention=Retention(events, pool, blobs, settings),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
@@ -295,7 +299,7 @@ async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
     return nc
 
 
-async def _store(settings: Settings, events: EventStore) -> Store:
+async def opened_store(settings: Settings, events: EventStore) -> Store:
     """The asset volume; an empty one is taken for new only while the log knows of no picture.
 
     Raises:

@@ -176,6 +176,43 @@ def worker(data_dir: Path | None, roles: frozenset[str]) -> None:
     sys.exit(bootstrap.run_worker(_settings(data_dir), roles))
 
 
+@cli.command()
+@data_dir_option
+@click.option("--dry-run", is_flag=True, help="Show what would go; nothing does.")
+@click.option("--yes", is_flag=True, help="Also when it is so much that it waits for an operator.")
+@click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    type=click.Choice(["expired", "old", "evicted", "lost", "damaged", "orphaned", "temporary"]),
+    help="Only for this reason; repeatable [all but evicted; old only with --older-than].",
+)
+@click.option("--older-than", type=click.IntRange(0), metavar="SECONDS", help="Only what is older than that.")
+@click.option("--asset-type", help="Only assets of this type.")
+def cleanup(
+    data_dir: Path | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    reasons: tuple[str, ...],
+    older_than: int | None,
+    asset_type: str | None,
+) -> None:
+    """Let go what has expired or does not belong together: rows without file, files without row.
+
+    Needs log, database and asset volume, not the API. Only what is shown goes, pinned assets never.
+    Over 1000 files or a fifth of the library waits for --yes (exit status 1 without). Files of deleted assets
+    follow after their grace, by a worker with the role cleanup.
+    """
+    from forge.cleaning import Asked, clean
+
+    if "old" in reasons and older_than is None:
+        raise click.UsageError("--reason old needs --older-than")
+    asked = Asked(reasons=reasons, older_than=older_than, asset_type=asset_type, dry_run=dry_run, yes=yes)
+    sys.exit(clean(_settings(data_dir), asked, as_json=as_json))
+
+
 def _milliseconds(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
     least, _, most = text.partition("-")
     if not least.isdigit() or not (most or least).isdigit() or int(most or least) < int(least):
@@ -344,6 +381,8 @@ def settings(data_dir: Path | None) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items())
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -17,6 +17,7 @@
     │   ├── JobAlreadyOver          409
     │   ├── JobNotFailed            409
     │   ├── UploadGone              409, at submission told as the field that names it
+    │   ├── Pinned                  409, it is to stay
     │   ├── LimitReached            429, somebody's own limit
     │   └── QueueFull               503, forge as a whole is full
     ├── Unavailable                 a server forge needs does not answer: 503, try again
@@ -24,6 +25,7 @@
     │   ├── DatabaseUnavailable
     │   ├── DiskFull                the asset volume has no room
     │   ├── Overloaded              memory is short
+    │   ├── NothingDeletedNow       what would go cannot be known for certain
     │   └── NoBackend
     ├── StaleAttempt                a result came from an attempt that is no longer current
     ├── Conflict                    the log moved on since the decision was made: load, decide again
@@ -169,6 +171,12 @@ class UploadGone(Refused):
     code = "upload_gone"
 
 
+class Pinned(Refused):
+    """The asset is pinned."""
+
+    code = "pinned"
+
+
 class QueueFull(Refused):
     """forge's queue is full; try again later."""
 
@@ -223,6 +231,12 @@ class Overloaded(Unavailable):
     """forge is short of memory; come again."""
 
     code = "overloaded"
+
+
+class NothingDeletedNow(Unavailable):
+    """What may be deleted cannot be known for certain right now, so nothing is."""
+
+    code = "nothing_deleted_now"
 
 
 class NoBackend(Unavailable):

@@ -5,6 +5,7 @@ The hard limits (L1-L4) are constants in :mod:`forge.domain.limits`, not setting
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -36,6 +37,9 @@ class Setting(msgspec.Struct, frozen=True):
     meaning: str
     unit: str = ""
     secret: bool = False
+
+
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +106,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting("FORGE_ASSET_TTL_SECONDS", "how long an asset lives unless the request says otherwise", "s"),
     ] = 7 * 86400
+    asset_ttls: Annotated[
+        dict[str, int],
+        Setting(
+            "FORGE_ASSET_TTLS", "the same for single asset types: ui_icon=30d,fate_card=12h (d, h, m, s)"
+        ),
+    ] = {}
+    asset_use_extends_seconds: Annotated[
+        int,
+        Setting(
+            "FORGE_ASSET_USE_EXTENDS_SECONDS",
+            "how long an asset lives after its last use at least; 0: no matter",
+            "s",
+        ),
+    ] = 0
+    cleanup_grace_seconds: Annotated[
+        float,
+        Setting("FORGE_CLEANUP_GRACE_SECONDS", "how long the file of a deleted asset stays at least", "s"),
+    ] = 60.0
+    orphan_grace_seconds: Annotated[
+        float,
+        Setting("FORGE_ORPHAN_GRACE_SECONDS", "how old a file nobody refers to is before it goes", "s"),
+    ] = 3600.0
+    scrub_bytes: Annotated[
+        int,
+        Setting("FORGE_SCRUB_BYTES", "stored bytes each scan compares with their hash; 0: none", "bytes"),
+    ] = 64 * 1024 * 1024
+    disk_target_ratio: Annotated[
+        float,
+        Setting(
+            "FORGE_DISK_TARGET_RATIO",
+            "part of the asset volume a clean-up leaves in use, at most FORGE_DISK_WARN_RATIO",
+            "0-1",
+        ),
+    ] = 0.8
     disk_warn_ratio: Annotated[
         float,
         Setting("FORGE_DISK_WARN_RATIO", "part of the asset volume in use that raises a warning", "0-1"),
@@ -184,6 +222,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
     ] = 60.0
 
+    def ttl_of(self, asset_type: str) -> int:
+        """How long an asset of this type lives unless the request says otherwise, in seconds."""
+        return self.asset_ttls.get(asset_type, self.asset_ttl_seconds)
+
+    @property
+    def target_ratio(self) -> float:
+        """Down to where a clean-up goes: never above the line that raises a warning."""
+        return min(self.disk_target_ratio, self.disk_warn_ratio)
+
     @property
     def assets_dir(self) -> Path:
         return self.data_dir / "assets"
@@ -230,6 +277,8 @@ def _parse(name: str, raw: str, kind: Any) -> Any:
         return tuple(ip_network(n.strip(), strict=False) for n in raw.split(",") if n.strip())
     if name == "allowed_origins":
         return tuple(_origin(o.strip()) for o in raw.split(",") if o.strip())
+    if name == "asset_ttls":
+        return dict(_asset_ttl(t.strip()) for t in raw.split(",") if t.strip())
     if name == "models":
         return dict(_model(m.strip()) for m in raw.split(",") if m.strip())
     if kind in (Path, Path | None):
@@ -257,6 +306,14 @@ def _model(text: str) -> tuple[str, str]:
     return slot, file
 
 
+def _asset_ttl(text: str) -> tuple[str, int]:
+    asset_type, _, ttl = (part.strip() for part in text.partition("="))
+    number, unit = (ttl[:-1], ttl[-1]) if ttl[-1:] in _SECONDS else (ttl, "s")
+    if not asset_type or not number.isdecimal() or int(number) == 0:
+        raise ValueError(f"{text!r} is not TYPE=TIME; a time is like 30d, 12h, 90m or 3600")
+    return asset_type, int(number) * _SECONDS[unit]
+
+
 def _api_key(text: str) -> ApiKey:
     role, _, rest = text.partition(":")
     user, _, secret = rest.partition(":")
@@ -271,6 +328,11 @@ def _check(s: Settings) -> None:
     bounds = {
         "port": 0 <= s.port <= 65535,
         "asset_ttl_seconds": s.asset_ttl_seconds > 0,
+        "asset_use_extends_seconds": s.asset_use_extends_seconds >= 0,
+        "cleanup_grace_seconds": 0 <= s.cleanup_grace_seconds < math.inf,
+        "orphan_grace_seconds": 0 <= s.orphan_grace_seconds < math.inf,
+        "scrub_bytes": s.scrub_bytes >= 0,
+        "disk_target_ratio": 0 < s.disk_target_ratio <= 1,
         "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
         "rate_per_hour": s.rate_per_hour >= 0,

@@ -18,8 +18,17 @@ from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
 from forge.errors import TopologyDiffers
-from forge.events.assets import AssetGivenUp, AssetReady, AssetsAccessed, AssetStored, SessionReleased
+from forge.events.assets import (
+    AssetFault,
+    AssetGivenUp,
+    AssetPin,
+    AssetReady,
+    AssetsAccessed,
+    AssetStored,
+    SessionReleased,
+)
 from forge.events.catalogue import Event
+from forge.events.cleanup import CleanupFinished, CleanupHeld, CleanupRequested
 from forge.events.jobs import JobRetried, JobSubmitted
 from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
@@ -43,6 +52,8 @@ ALL_STORED = "forge.evt.session.*"
 ALL_UPLOADS = "forge.evt.upload.>"
 DISK_CROSSED = "forge.evt.disk.crossed"
 ALL_KEYS = "forge.evt.key.>"
+ALL_DELETED = "forge.evt.asset.*.*.*.*.deleted"
+ALL_FAULTS = "forge.evt.store.*.*"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -127,6 +138,26 @@ def access(source: str) -> str:
     return f"forge.evt.access.{token(source)}"
 
 
+def character_or_pins(character_id: str) -> str:
+    """The filter of a character's assets and of what is pinned of them."""
+    return f"forge.evt.*.{token(character_id)}.*.*.*.*"
+
+
+def reference_or_pins(character_id: str | None, asset_type: str, asset_id: UUID, job_id: UUID) -> str:
+    """The filter of one job's references to an asset and of their being pinned."""
+    return f"forge.evt.*.{token(character_id)}.{token(asset_type)}.{asset_id}.{job_id}.*"
+
+
+def pins(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
+    """The filter of an asset's being pinned under one character."""
+    return f"forge.evt.pin.{token(character_id)}.{token(asset_type)}.{asset_id}.>"
+
+
+def references(asset_id: UUID) -> str:
+    """The filter of everybody's references to an asset; the server looks through all of them for it."""
+    return f"forge.evt.asset.*.*.{asset_id}.>"
+
+
 def order(job_id: UUID) -> str:
     return f"forge.dispatch.{POOL}.{job_id}"
 
@@ -153,6 +184,15 @@ def subject(event: Event) -> str:
         case UploadStored() | UploadRenewed() | UploadExpired():
             place = f"{token(event.user_id)}.{event.upload_id}.{token(event.content_hash)}"
             return f"forge.evt.upload.{place}.{_fact(event)}"
+        case AssetPin():
+            place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
+            return f"forge.evt.pin.{place}.{_fact(event)}"
+        case AssetFault():
+            return f"forge.evt.store.{event.asset_id}.{_fact(event)}"
+        case CleanupHeld():
+            return f"forge.evt.cleanup.held.{token('-'.join(event.reasons))}"
+        case CleanupRequested() | CleanupFinished():
+            return f"forge.evt.cleanup.{_fact(event)}"
         case DiskCrossed():
             return DISK_CROSSED
         case KeyCreated() | KeyRevoked():

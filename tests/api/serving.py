@@ -25,6 +25,7 @@ from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
 from forge.resources import Capacity
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from forge.uploads import Uploads
@@ -65,7 +66,7 @@ async def parts_over(
         Line(),
         queue_limit=settings.queue_limit,
         rate_per_hour=settings.rate_per_hour,
-        shelf=Shelf(store, blobs, settings.asset_ttl_seconds),
+        shelf=Shelf(store, blobs, settings.ttl_of),
         guard=capacity.room,
     )
     return Parts(
@@ -78,6 +79,7 @@ async def parts_over(
         uploads=Uploads(store),
         keys=Keys(store),
         reads=ReadCounter(store, "test"),
+        retention=Retention(store, pool, blobs, settings),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

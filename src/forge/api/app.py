@@ -14,6 +14,7 @@ from litestar.routes import HTTPRoute
 from forge.api import (
     assets,
     backends,
+    cleanup,
     docs,
     jobs,
     keys,
@@ -47,6 +48,7 @@ def _app(parts: Parts) -> Litestar:
         route_handlers=[
             jobs.router,
             assets.router,
+            cleanup.router,
             uploads.router,
             operations.router,
             backends.router,

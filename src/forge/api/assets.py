@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import unicodedata
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import asyncpg
-from litestar import HttpMethod, Request, Response, Router, delete, get, route
+from litestar import HttpMethod, Request, Response, Router, delete, get, put, route
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from forge.api import cursors, edge, files, openapi
@@ -25,12 +25,24 @@ from forge.api.schemas import AssetPage, AssetUsage, AssetView, History, UserRea
 from forge.api.views import asset_of_row
 from forge.canonical import THUMBNAIL_WIDTHS
 from forge.commands import SUBMIT_SECONDS
-from forge.errors import LogUnavailable, PictureRefused, StoreFailed
-from forge.events.assets import AssetDeleted, AssetGivenUp, AssetReady, AssetStored
+from forge.errors import ForgeError, LogUnavailable, NotFound, PictureRefused, StoreFailed
+from forge.events.assets import (
+    AssetDamaged,
+    AssetDeleted,
+    AssetGivenUp,
+    AssetLost,
+    AssetPin,
+    AssetPinned,
+    AssetReady,
+    AssetStored,
+    AssetUnpinned,
+)
 from forge.events.envelope import Recorded
 from forge.follower import follow
 from forge.projections import inventory as table
+from forge.store import Store
 from forge.topology import asset as facts_of
+from forge.topology import pins
 
 Asked = Request[Any, Any, Any]
 
@@ -48,6 +60,7 @@ _SIGNS = re.compile(
 """Signs of which one or two are a word already; the tables index them one by one and in pairs."""
 
 _HISTORY_SECONDS = 5.0
+_REPORT_SECONDS = 1.0
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -165,13 +178,31 @@ async def file(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None)
     parts = parts_of(request)
     row = (await _row(request, asset_id, min_seq)).content
     path = parts.blobs.path(row["content_hash"], row["format"])
-    return _counted(
-        request,
-        asset_id,
-        await files.send(
-            request, path, row["content_hash"], _MEDIA_TYPES[row["format"]], size=row["file_size_bytes"]
-        ),
+    try:
+        sent = await files.send(
+            request, path, row["content_hash"], _MEDIA_TYPES[row["format"]], digest=row["content_hash"]
+        )
+    except files.Unfit as unfit:
+        await _report(parts, row, unfit)
+        raise
+    return _counted(request, asset_id, sent)
+
+
+async def _report(parts: Parts, row: asyncpg.Record, unfit: files.Unfit) -> None:
+    """Say it by event, for the scheduler to see to; the answer does not wait long for that."""
+    kind = AssetLost if unfit.found == Store.NO_FILE else AssetDamaged
+    fault = kind(
+        asset_id=row["id"],
+        asset_type=row["asset_type"],
+        content_hash=row["content_hash"],
+        format=row["format"],
+        file_size_bytes=row["file_size_bytes"],
+        found=unfit.found,
+        stored_seq=row["seq"],
     )
+    with suppress(ForgeError, TimeoutError):
+        async with asyncio.timeout(_REPORT_SECONDS):
+            await parts.retention.report(fault, actor="api")
 
 
 @route(
@@ -262,11 +293,14 @@ async def _references(request: Asked, asset_id: UUID) -> list[asyncpg.Record]:
 async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record]) -> list[Recorded]:
     """Each reference's storing, where its row says it stands, and what the asset's subjects tell since."""
     stored = [await parts.store.at(r["seq"], timeout=SUBMIT_SECONDS) for r in references]
-    filters = {facts_of(r["character_id"], r["asset_type"], asset_id) for r in references}
+    places = [(r["character_id"], r["asset_type"], asset_id) for r in references]
+    filters = {filter_of(*place) for place in places for filter_of in (facts_of, pins)}
     found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
     async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
         async for batch in batches:
-            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp)}
+            found |= {
+                r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp | AssetPin)
+            }
             if batch.caught_up:
                 break
     return [found[seq] for seq in sorted(found)]
@@ -299,4 +333,44 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
     return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
 
 
-router = Router("/", route_handlers=[find, read, file, thumbnail, usage, history, give_up], tags=["assets"])
+@put("/assets/{asset_id:uuid}/pin", status_code=204, responses=documented(404), operation_id="pinAsset")
+async def pin(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
+    """Pin an asset: it does not expire and does not make room, until it is unpinned or deleted."""
+    return await _pinned(request, asset_id, AssetPinned)
+
+
+@delete("/assets/{asset_id:uuid}/pin", status_code=204, responses=documented(404), operation_id="unpinAsset")
+async def unpin(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
+    """Unpin an asset: it lives as long as it was given, which may be over."""
+    return await _pinned(request, asset_id, AssetUnpinned)
+
+
+async def _pinned(
+    request: Asked, asset_id: UUID, fact: type[AssetPinned] | type[AssetUnpinned]
+) -> Response[None]:
+    """Say so about each of the caller's references that is still there; 404 when none is by now."""
+    parts, caller = parts_of(request), caller_of(request)
+    seqs: list[int] = []
+    gone: NotFound | None = None
+    for row in {row["job_id"]: row for row in await _references(request, asset_id)}.values():
+        wanted = fact(
+            asset_id=asset_id,
+            asset_type=row["asset_type"],
+            job_id=row["job_id"],
+            user_id=row["user_id"],
+            session_id=row["session_id"],
+            character_id=row["character_id"],
+        )
+        try:
+            seqs.append(await parts.library.pin(wanted, actor=caller.actor, within=SUBMIT_SECONDS))
+        except NotFound as error:
+            gone = error
+    if not seqs and gone is not None:
+        raise gone
+    parts.live.wrote(max(seqs), about=asset_id)
+    return Response(None, status_code=204, headers={"x-forge-seq": str(max(seqs))})
+
+
+router = Router(
+    "/", route_handlers=[find, read, file, thumbnail, usage, history, give_up, pin, unpin], tags=["assets"]
+)

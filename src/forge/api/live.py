@@ -26,7 +26,7 @@ from forge.commands import Admissions
 from forge.database import Pool
 from forge.domain.keys import Keyring
 from forge.errors import LogUnavailable
-from forge.events.assets import AssetGivenUp, AssetReady, AssetStored
+from forge.events.assets import AssetGivenUp, AssetPin, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobAttemptFailed, JobCancelled, JobCompleted, JobFailed
 from forge.follower import follow
@@ -262,7 +262,7 @@ def _told(record: Recorded) -> Told | None:
     user: str | None = getattr(event, "user_id", None)
     if user is None:
         return None
-    if isinstance(event, AssetStored | AssetReady | AssetGivenUp):
+    if isinstance(event, AssetStored | AssetReady | AssetGivenUp | AssetPin):
         return Told(record, "assets", event.asset_id, user)
     job_id: UUID | None = getattr(event, "job_id", None)
     return None if job_id is None else Told(record, "jobs", job_id, user)

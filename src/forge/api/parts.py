@@ -17,6 +17,7 @@ from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library
 from forge.resources import Capacity
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from forge.uploads import Uploads
@@ -40,6 +41,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     uploads: Uploads
     keys: Keys
     reads: ReadCounter
+    retention: Retention
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store

@@ -134,7 +134,7 @@ async def file(request: Asked, upload_id: FromPath[UUID], min_seq: MinSeq = None
     """The picture as it was drawn anew."""
     row = (await _row(request, upload_id, min_seq)).content
     path = parts_of(request).blobs.path(row["content_hash"], "png", "uploads")
-    return await files.send(request, path, row["content_hash"], "image/png", size=row["file_size_bytes"])
+    return await files.send(request, path, row["content_hash"], "image/png", digest=row["content_hash"])
 
 
 async def _row(request: Asked, upload_id: UUID, min_seq: int | None) -> Response[asyncpg.Record]:

@@ -100,6 +100,52 @@ class AssetExpired(AssetGivenUp, frozen=True, kw_only=True):
     """The asset's time was over."""
 
 
+class AssetPin(Event, frozen=True, kw_only=True):
+    """Whether one job's reference to an asset stays whatever its time or the disk says."""
+
+    asset_id: UUID
+    asset_type: str
+    job_id: UUID
+    user_id: str
+    session_id: str | None = None
+    character_id: str | None = None
+
+
+@event("asset.pinned")
+class AssetPinned(AssetPin, frozen=True, kw_only=True):
+    """Its owner wants to keep it: it neither expires nor makes room."""
+
+
+@event("asset.unpinned")
+class AssetUnpinned(AssetPin, frozen=True, kw_only=True):
+    """It lives as long as it was given, and no longer."""
+
+
+class AssetFault(Event, frozen=True, kw_only=True):
+    """What was found where the file of a content should be; ``found`` says it in words.
+
+    ``stored_seq`` is the storing that it belies.
+    """
+
+    asset_id: UUID
+    asset_type: str
+    content_hash: str
+    format: str
+    file_size_bytes: int
+    found: str
+    stored_seq: int
+
+
+@event("asset.lost")
+class AssetLost(AssetFault, frozen=True, kw_only=True):
+    """There is a row, and no file."""
+
+
+@event("asset.damaged")
+class AssetDamaged(AssetFault, frozen=True, kw_only=True):
+    """There is a file, and it is not the picture that was stored."""
+
+
 @event("session.released")
 class SessionReleased(Event, frozen=True, kw_only=True):
     """A session got bytes back, because one of its jobs' references is gone; ``session_bytes`` are left."""

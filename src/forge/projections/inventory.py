@@ -11,7 +11,15 @@ import asyncpg
 import msgspec
 
 from forge.database import Connection
-from forge.events.assets import AssetDeleted, AssetExpired, AssetGivenUp, AssetsAccessed, AssetStored
+from forge.events.assets import (
+    AssetDeleted,
+    AssetExpired,
+    AssetGivenUp,
+    AssetPinned,
+    AssetsAccessed,
+    AssetStored,
+    AssetUnpinned,
+)
 from forge.events.envelope import Recorded
 from forge.projections.projection import Change, Create, Projection, Run, Table
 
@@ -54,6 +62,19 @@ set reads = u.reads + excluded.reads,
     first_at = least(u.first_at, excluded.first_at),
     last_at = greatest(u.last_at, excluded.last_at),
     seq = excluded.seq
+"""
+
+_PIN_REFERENCE = "update asset_reference set pinned = $3 where asset_id = $1 and job_id = $2"
+
+# A row is pinned while a reference is, and lives as long as the longest of them.
+_SUM_UP = """
+update asset_inventory a set pinned = r.pinned, expires_at = r.expires_at
+from (
+    select bool_or(pinned) as pinned,
+           case when bool_or(expires_at is null) then null else max(expires_at) end as expires_at
+    from asset_reference where asset_id = $1
+) r
+where a.id = $1 and (a.pinned, a.expires_at) is distinct from (r.pinned, r.expires_at)
 """
 
 
@@ -114,6 +135,19 @@ def expired(event: AssetExpired, record: Recorded) -> Iterable[Change]:
 def _given_up(event: AssetGivenUp) -> Iterable[Change]:
     yield Run(_DROP_REFERENCE, (event.asset_id, event.job_id))
     yield Run(_DROP_UNREFERENCED, (event.asset_id,))
+    yield Run(_SUM_UP, (event.asset_id,))
+
+
+@inventory.on(AssetPinned)
+def pinned(event: AssetPinned, record: Recorded) -> Iterable[Change]:
+    yield Run(_PIN_REFERENCE, (event.asset_id, event.job_id, True))
+    yield Run(_SUM_UP, (event.asset_id,))
+
+
+@inventory.on(AssetUnpinned)
+def unpinned(event: AssetUnpinned, record: Recorded) -> Iterable[Change]:
+    yield Run(_PIN_REFERENCE, (event.asset_id, event.job_id, False))
+    yield Run(_SUM_UP, (event.asset_id,))
 
 
 @inventory.on(AssetsAccessed)
@@ -210,11 +244,14 @@ where $1::text is null
   and ($9::timestamptz is null or a.created_at > $9)
   and ($10::timestamptz is null or a.created_at < $10){_FACETS}"""
 
+# Pinned is what the caller sees as pinned: a tenant's list, by any reference of the tenant's.
+_PINNED = "exists (select from asset_reference p where p.asset_id = a.id and p.user_id = $1 and p.pinned)"
+
 # A tenant sees its own dates and its own fetches, and no sign of anybody else's.
 _OWN = {
-    _MINE: """, r.created_at, r.expires_at, coalesce(u.reads, 0) as access_count,
+    _MINE: f""", r.created_at, r.expires_at, {_PINNED} as pinned, coalesce(u.reads, 0) as access_count,
        u.last_at as last_accessed_at, greatest(a.seq, r.seq, u.seq) as seq""",
-    _ALL: """, a.created_at, a.expires_at, a.access_count, a.last_accessed_at,
+    _ALL: """, a.created_at, a.expires_at, a.pinned, a.access_count, a.last_accessed_at,
        greatest(a.seq, r.seq, a.accessed_seq) as seq""",
 }
 

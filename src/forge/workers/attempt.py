@@ -86,7 +86,7 @@ class Studio(msgspec.Struct, frozen=True):
     workflows: dict[str, Workflow]
     store: Store
     workshop: Workshop
-    asset_ttl_seconds: int
+    ttl_of: Callable[[str], int]
     capacity: Capacity
 
 
@@ -252,7 +252,7 @@ class Attempt:
     def _stored(self, position: int, picture: Picture, path: Path) -> AssetStored:
         request, now = self.loaded.request, datetime.now(UTC)
         marks = labels(self._workflow(), request.params)
-        ttl = request.ttl_seconds or self.studio.asset_ttl_seconds
+        ttl = request.ttl_seconds or self.studio.ttl_of(request.asset_type)
         return AssetStored(
             asset_id=asset_id(picture.content_hash),
             job_id=request.job_id,

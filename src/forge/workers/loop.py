@@ -47,6 +47,7 @@ class Delivery:
     def __init__(self, nc: Client, message: Msg) -> None:
         self.data, self.subject = message.data, message.subject
         self.sequence = message.metadata.sequence.stream
+        self.at = message.metadata.timestamp  # when the server took it in, by its clock
         self._nc, self._reply = nc, message.reply
         self._confirmed = time.monotonic()
 
