@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from forge.commands import JobRequest
-from forge.domain.ids import asset_id
+from forge.domain.ids import asset_id, upload_id
 from forge.events.assets import AssetDeleted, AssetExpired, AssetReady, AssetStored, SessionReleased
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded, event_id
@@ -24,6 +24,7 @@ from forge.events.jobs import (
     Produced,
 )
 from forge.events.system import DiskCrossed, MetricSampled
+from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 from forge.topology import subject
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -165,6 +166,35 @@ def deleted(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fiel
     return AssetDeleted(
         asset_id=asset_id(content_hash), job_id=job, user_id=user, content_hash=content_hash, **given | fields
     )
+
+
+# ----------------------------------------------------------------- uploads
+
+
+def upload_stored(user: str = "mei", content_hash: str = HASH, **fields: Any) -> UploadStored:
+    given: dict[str, Any] = {
+        "file_path": f"uploads/{content_hash[:2]}/{content_hash[2:4]}/{content_hash}.png",
+        "file_size_bytes": 1200,
+        "width": 512,
+        "height": 768,
+        "ttl_seconds": 1000,
+        "created_at": NOW,
+        "expires_at": after(1000),
+    }
+    return UploadStored(
+        upload_id=upload_id(user, content_hash), user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def upload_renewed(user: str = "mei", content_hash: str = HASH, **fields: Any) -> UploadRenewed:
+    given = {"expires_at": after(2000)}
+    return UploadRenewed(
+        upload_id=upload_id(user, content_hash), user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def upload_expired(user: str = "mei", content_hash: str = HASH) -> UploadExpired:
+    return UploadExpired(upload_id=upload_id(user, content_hash), user_id=user, content_hash=content_hash)
 
 
 def expired(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetExpired:

@@ -19,6 +19,7 @@ import factories
 from factories import JOB
 from forge import topology
 from forge.broker import connect, request
+from forge.domain.ids import upload_id
 from forge.embedded import EmbeddedNats
 from forge.errors import TopologyDiffers
 from forge.topology import matches, subject, token
@@ -70,6 +71,10 @@ def test_tokens_never_change(text: str | None, expected: str) -> None:
             factories.ready(character_id="a b"),
             f"forge.evt.asset.a=20b.npc_bust.{factories.ready().asset_id}.{JOB}.ready",
         ),
+        (
+            factories.upload_expired(user="m.ei"),
+            f"forge.evt.upload.m=2Eei.{upload_id('m.ei', factories.HASH)}.{factories.HASH}.expired",
+        ),
         (factories.released(session_id="s"), "forge.evt.session.s"),
         (factories.crossed(), "forge.evt.disk.crossed"),
         (factories.sampled(), "forge.metric.disk_usage"),
@@ -92,6 +97,9 @@ def test_every_event_is_covered_by_its_boundary() -> None:
         topology.ALL_ADMISSIONS: factories.retried(),
         topology.ALL_JOB_FACTS: factories.adopted(),
         topology.ALL_CANCELLATIONS: factories.cancelled(),
+        topology.upload("mei", upload_id("mei", factories.HASH)): factories.upload_stored(),
+        topology.uploads_of(factories.HASH): factories.upload_renewed(user="lan"),
+        topology.ALL_UPLOADS: factories.upload_expired(),
         topology.ALL_METRICS: factories.sampled(),
         topology.ALL_EVENTS: factories.ready(),
     }

@@ -30,6 +30,7 @@ from forge.images import Workshop
 from forge.library import Library, Shelf
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 
 log = logging.getLogger("forge")
 
@@ -125,6 +126,7 @@ async def _generation(
         nc=nc,
         jobs=Jobs(events),
         library=Library(events),
+        uploads=Uploads(events),
         shelf=Shelf(events, store, settings.asset_ttl_seconds),
         backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
@@ -201,6 +203,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             admissions=admissions,
             jobs=admissions.jobs,
             library=Library(events),
+            uploads=Uploads(events),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
@@ -266,7 +269,7 @@ async def _store(settings: Settings, events: EventStore) -> Store:
         StoreMissing: the volume that should be there is not.
     """
     store = Store(settings.assets_dir)
-    known = await events.last(topology.ALL_STORED)
+    known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
     await asyncio.to_thread(store.open, create=known is None)
     return store
 

@@ -16,6 +16,7 @@
     │   ├── KeyReused               422, same Idempotency-Key, other body
     │   ├── JobAlreadyOver          409
     │   ├── JobNotFailed            409
+    │   ├── UploadGone              409, at submission told as the field that names it
     │   ├── LimitReached            429, somebody's own limit
     │   └── QueueFull               503, forge as a whole is full
     ├── Unavailable                 a server forge needs does not answer: 503, try again
@@ -158,6 +159,12 @@ class JobNotFailed(Refused):
     """Only a failed job can be retried."""
 
     code = "job_not_failed"
+
+
+class UploadGone(Refused):
+    """The uploaded picture is not there any more; upload it again."""
+
+    code = "upload_gone"
 
 
 class QueueFull(Refused):

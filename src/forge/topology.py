@@ -22,6 +22,7 @@ from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionRe
 from forge.events.catalogue import Event
 from forge.events.jobs import JobRetried, JobSubmitted
 from forge.events.system import DiskCrossed, MetricSampled
+from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 
 EVENTS = "FORGE_EVENTS"
 DISPATCH = "FORGE_DISPATCH"
@@ -38,6 +39,7 @@ ALL_ADMISSIONS = "forge.evt.admission.*"
 ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
 ALL_STORED = "forge.evt.session.*"
+ALL_UPLOADS = "forge.evt.upload.>"
 DISK_CROSSED = "forge.evt.disk.crossed"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
@@ -97,6 +99,16 @@ def reference(character_id: str | None, asset_type: str, asset_id: UUID, job_id:
     return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.{job_id}.*"
 
 
+def upload(user: str, upload_id: UUID) -> str:
+    """The filter of one upload's facts."""
+    return f"forge.evt.upload.{token(user)}.{upload_id}.>"
+
+
+def uploads_of(content_hash: str) -> str:
+    """The filter of all facts about one content, whoever uploaded it."""
+    return f"forge.evt.upload.*.*.{token(content_hash)}.*"
+
+
 def order(job_id: UUID) -> str:
     return f"forge.dispatch.{POOL}.{job_id}"
 
@@ -120,6 +132,9 @@ def subject(event: Event) -> str:
         case AssetReady() | AssetGivenUp():
             place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
             return f"forge.evt.asset.{place}.{_fact(event)}"
+        case UploadStored() | UploadRenewed() | UploadExpired():
+            place = f"{token(event.user_id)}.{event.upload_id}.{token(event.content_hash)}"
+            return f"forge.evt.upload.{place}.{_fact(event)}"
         case DiskCrossed():
             return DISK_CROSSED
         case MetricSampled():

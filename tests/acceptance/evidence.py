@@ -52,6 +52,9 @@ class Evidence:
     files: dict[str, str] = field(default_factory=dict)
     """Path below the volume → SHA-256 of what is in it."""
     thumbnails: set[str] = field(default_factory=set)
+    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    upload_files: dict[str, str] = field(default_factory=dict)
+    """As `files`, of pictures that users sent."""
     leftovers: list[str] = field(default_factory=list)
     simulators: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -142,14 +145,17 @@ class Witness:
                 evidence.assets = {str(row["id"]): dict(row) for row in assets}
                 references = await connection.fetch("select * from asset_reference")
                 evidence.references = [dict(row) for row in references]
+                uploads = await connection.fetch("select * from upload")
+                evidence.uploads = {str(row["id"]): dict(row) for row in uploads}
         finally:
             await connection.close()
 
     def _read_volume(self, evidence: Evidence) -> None:
         root = self._assets
-        for path in (root / "assets").rglob("*"):
-            if path.is_file():
-                evidence.files[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for kind, found in (("assets", evidence.files), ("uploads", evidence.upload_files)):
+            for path in (root / kind).rglob("*"):
+                if path.is_file():
+                    found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
         evidence.thumbnails = {
             str(path.relative_to(root)) for path in (root / "thumbs").rglob("*") if path.is_file()
         }

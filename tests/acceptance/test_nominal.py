@@ -176,7 +176,25 @@ def _no_cloud_event(e: Evidence) -> None:
     del e.public[0].headers["ce-source"]
 
 
+def _an_eleventh_job(e: Evidence) -> None:
+    admitted = list(_of(e, "submitted"))[:11]
+    for event in admitted:
+        event.data["user_id"] = "greedy"
+
+
+def _a_balance_is_wrong(e: Evidence) -> None:
+    next(event for event in e.events if event.type == "forge.asset.stored.v1").data["session_bytes"] += 1
+
+
+def _a_session_holds_too_much(e: Evidence) -> None:
+    stored = next(event for event in e.events if event.type == "forge.asset.stored.v1")
+    stored.data["session_bytes"] = stored.data["file_size_bytes"] = 2 * 1024**3 + 1
+
+
 BUGS = (
+    _an_eleventh_job,
+    _a_balance_is_wrong,
+    _a_session_holds_too_much,
     _end_is_missing,
     _ended_twice,
     _event_twice,

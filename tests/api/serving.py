@@ -24,6 +24,7 @@ from forge.images import Workshop
 from forge.library import Library, Shelf
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 from waiting import wait_until
 
 ROOT = "/api/v1/comfyui"
@@ -69,6 +70,7 @@ async def parts_over(
         admissions=admissions,
         jobs=Jobs(store),
         library=Library(store),
+        uploads=Uploads(store),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,

@@ -66,6 +66,14 @@ async def submit(client: httpx.AsyncClient, count: int = 1) -> list[dict[str, An
     return [answer.json() for answer in answers]
 
 
+async def crowd(client: httpx.AsyncClient, count: int) -> list[dict[str, Any]]:
+    """So many jobs, of as many users as may have them."""
+    return [
+        (await client.post("/jobs", json=ICON, headers={"X-Forge-User": f"user-{nth // 10}"})).json()
+        for nth in range(count)
+    ]
+
+
 async def test_the_welcome_introduces_the_log(served: Served, mei: httpx.AsyncClient) -> None:
     await submit(mei, 2)
     async with listening(served) as socket:
@@ -108,10 +116,10 @@ async def test_nothing_is_lost_or_doubled_over_many_reconnects(
     served: Served, mei: httpx.AsyncClient
 ) -> None:
     heard: list[int] = []
-    writing = asyncio.create_task(submit(mei, 60))
+    writing = asyncio.create_task(crowd(mei, 60))
     position = 0
     while len(heard) < 60:
-        async with listening(served, query=f"?after={position}") as socket:
+        async with listening(served, None, query=f"?after={position}") as socket:
             for _ in range(min(7, 60 - len(heard))):
                 event = await hear(socket, "ev")
                 position = event["seq"]
@@ -216,7 +224,7 @@ async def test_marks_come_by_time_even_while_others_are_busy(
     monkeypatch.setattr(sockets, "MARK_SECONDS", 0.1)
     async with listening(served, "mei") as socket:
         first = await hear(socket, "mark")
-        writing = asyncio.create_task(submit(lan, 100))
+        writing = asyncio.create_task(crowd(lan, 100))
         marks = [(await hear(socket))["seq"] for _ in range(5)]
         assert marks == sorted(marks)
         jobs = await writing
@@ -244,7 +252,7 @@ async def test_a_slow_reader_is_let_go_and_holds_up_nobody(
         await hear(socket, "mark")
         await submit(mei)
         await blocked.wait()
-        jobs = await submit(mei, 40)
+        jobs = await crowd(mei, 40)
         await hear_events(quick, 41)
         await wait_until(lambda: served.parts.live.floor >= jobs[10]["seq"])
         slow.set()

@@ -12,6 +12,7 @@ import pytest
 import forge.events.assets
 import forge.events.jobs
 import forge.events.system
+import forge.events.uploads
 import forge.topology
 from factories import JOB, NOW, attempt_failed, submitted
 from forge.errors import LogUnreadable
@@ -31,7 +32,7 @@ def test_every_version_of_every_event_has_a_golden_file() -> None:
 
 def test_every_context_is_in_the_catalogue() -> None:
     contexts = {type_.partition(".")[0] for type_ in all_events()}
-    assert contexts == {"job", "asset", "session", "disk", "metric"}
+    assert contexts == {"job", "asset", "session", "disk", "upload", "metric"}
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

@@ -25,11 +25,15 @@ from factories import (
     started,
     stored,
     submitted,
+    upload_expired,
+    upload_renewed,
+    upload_stored,
 )
 from folding import fold
 from forge.database import Connection, Pool
-from forge.domain.ids import asset_id
+from forge.domain.ids import asset_id, upload_id
 from forge.events.catalogue import Event
+from forge.projections import uploads
 from forge.projections.stats import bucket, milliseconds
 from forge.projections.usage import usage
 
@@ -200,6 +204,33 @@ async def test_an_asset_row_holds_what_was_stored(connection: Connection) -> Non
         "search": "npc_bust military f_young_calm mei a crane",
     }
     assert subset(row, expected) == expected
+
+
+# ------------------------------------------------------------------- uploads
+
+
+async def test_an_upload_is_there_from_its_storing_until_it_expires(connection: Connection) -> None:
+    log = Log()
+    mei = upload_id("mei", "ab" * 32)
+    await fold(connection, [log.add(upload_stored()), log.add(upload_stored(user="lan"))])
+    row = await uploads.upload(connection, mei, "mei")
+    assert row is not None
+    assert (row["width"], row["expires_at"], row["seq"]) == (512, after(1000), 1)
+    assert await uploads.upload(connection, mei, "lan") is None, "another's"
+    assert await uploads.stored_bytes(connection) == (1, 1200), "equal pictures are one file"
+
+    await fold(connection, [log.add(upload_renewed(expires_at=after(5000)))])
+    assert await uploads.due(connection, after(1000), 9) == [("lan", upload_id("lan", "ab" * 32))]
+    assert await uploads.due(connection, after(999), 9) == []
+
+    await fold(connection, [log.add(upload_expired())])
+    assert await uploads.upload(connection, mei, None) is None
+    assert await uploads.known(connection, ["ab" * 32, "cd" * 32]) == {"ab" * 32}, "lan has it still"
+
+    await fold(connection, [log.add(upload_stored(width=7))])
+    row = await uploads.upload(connection, mei, None)
+    assert row is not None
+    assert (row["width"], row["seq"]) == (7, 5)
 
 
 # ------------------------------------------------------------ stats and usage

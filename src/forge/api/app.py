@@ -11,7 +11,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.routes import HTTPRoute
 
-from forge.api import assets, docs, jobs, limits, metrics, openapi, operations, problems
+from forge.api import assets, docs, jobs, limits, metrics, openapi, operations, problems, uploads
 from forge.api.auth import Door, admit
 from forge.api.edge import MAX_BODY
 from forge.api.gate import Gate, Guesses
@@ -32,7 +32,14 @@ def _app(parts: Parts) -> Litestar:
     door = Door(parts.settings.api_keys, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
-        route_handlers=[jobs.router, assets.router, operations.router, limits.router, give_ticket],
+        route_handlers=[
+            jobs.router,
+            assets.router,
+            uploads.router,
+            operations.router,
+            limits.router,
+            give_ticket,
+        ],
         before_request=admit,
     )
     app = Litestar(
@@ -54,6 +61,7 @@ def _app(parts: Parts) -> Litestar:
                 "parts": parts,
                 "door": door,
                 "metrics": counters,
+                "reception": uploads.Reception(),
                 "guesses": Guesses(),
                 "tickets": Tickets(parts.nc),
                 "seats": Seats(parts.settings.sockets, parts.settings.sockets_per_user),

@@ -78,6 +78,21 @@ def taking(body: type[msgspec.Struct], *headers: Parameter) -> dict[str, Any]:
     return {"operation_class": Taking}
 
 
+def taking_picture() -> dict[str, Any]:
+    """How to declare a form with one picture, which the route reads itself."""
+
+    @dataclass
+    class Taking(Operation):
+        def __post_init__(self) -> None:
+            image = Schema(type="string", format="binary")  # type: ignore[arg-type]
+            form = Schema(type="object", properties={"image": image}, required=["image"])  # type: ignore[arg-type]
+            self.request_body = RequestBody(
+                content={"multipart/form-data": OpenAPIMediaType(schema=form)}, required=True
+            )
+
+    return {"operation_class": Taking}
+
+
 def for_each_method(name: str) -> OperationIDCreator:
     """Ids of a route that answers to GET and HEAD."""
     return lambda _handler, method, _path: f"{method.lower()}{name}"

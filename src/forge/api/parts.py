@@ -16,6 +16,7 @@ from forge.images import Workshop
 from forge.library import Library
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -33,6 +34,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     admissions: Admissions
     jobs: Jobs
     library: Library
+    uploads: Uploads
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store

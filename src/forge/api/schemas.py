@@ -168,6 +168,26 @@ class AssetPage(msgspec.Struct, frozen=True, kw_only=True):
     total_estimate: int
 
 
+# -------------------------------------------------------------------- uploads
+
+
+class UploadView(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of the caller's own; its id is the value of a param of type image. Hash and size are those of
+    the PNG it was drawn into."""
+
+    id: UUID
+    user_id: str
+    content_hash: str
+    format: str
+    file_size_bytes: int
+    width: int
+    height: int
+    url: str
+    created_at: datetime
+    expires_at: datetime
+    seq: int
+
+
 # ----------------------------------------------------------------- operations
 
 

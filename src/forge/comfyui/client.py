@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from forge.comfyui import protocol
@@ -183,14 +183,16 @@ class Comfy:
         with suppress(BackendUnreachable):
             await self._server.forget(str(prompt_id))
 
-    async def upload(self, name: str, data: bytes) -> str:
+    async def upload(self, name: str, data: bytes | BinaryIO, *, folder: str = "forge") -> str:
         """Store an input picture and return the name under which a LoadImage node finds it.
+
+        An open file is sent without being read as a whole, and closed.
 
         Raises:
             PictureRefused: ComfyUI refuses it.
             BackendUnreachable: no answer; repeating is harmless.
         """
-        return await self._server.upload(name, data)
+        return await self._server.upload(name, data, folder)
 
     async def health(self) -> Health:
         """One short probe; never raises."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import BinaryIO
 
 import aiohttp
 import msgspec
@@ -123,7 +124,7 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def form(file_name: str, data: bytes, fields: dict[str, str]) -> aiohttp.FormData:
+def form(file_name: str, data: bytes | BinaryIO, fields: dict[str, str]) -> aiohttp.FormData:
     """A multipart upload of one picture, as `POST /upload/image` wants it."""
     body = aiohttp.FormData()
     body.add_field("image", data, filename=file_name, content_type="application/octet-stream")

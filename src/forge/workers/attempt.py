@@ -36,6 +36,7 @@ from forge.errors import (
     PromptLost,
     PromptRejected,
     StaleAttempt,
+    UploadGone,
     WorkflowInvalid,
 )
 from forge.events.assets import AssetStored
@@ -43,6 +44,8 @@ from forge.eventstore import Entry
 from forge.images import Picture, Workshop
 from forge.library import Library, Shelf
 from forge.store import Store
+from forge.uploads import Uploads
+from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
@@ -61,6 +64,7 @@ class Studio(msgspec.Struct, frozen=True):
     jobs: Jobs
     library: Library
     shelf: Shelf
+    uploads: Uploads
     backends: Backends
     workflows: dict[str, Workflow]
     store: Store
@@ -140,8 +144,9 @@ class Attempt:
         await self._act(Start(order.attempt, studio.worker, comfy.url, reason), "start")
         if not self.delivery.held:
             raise LogUnavailable("the lease was lost before submitting")
-        prefix = f"forge/{order.job_id}/{order.attempt}/picture"
-        graph = render(workflow, self.loaded.request.params, filename_prefix=prefix)
+        folder, request = f"forge/{order.job_id}/{order.attempt}", self.loaded.request
+        images = await inputs.send(comfy, studio.uploads, studio.store, workflow, request, folder)
+        graph = render(workflow, request.params, filename_prefix=f"{folder}/picture", images=images)
         await comfy.submit(self.prompt, graph, outputs=workflow.outputs)
         return comfy
 
@@ -232,7 +237,7 @@ class Attempt:
             code, message = "internal", "something in forge broke; its log tells more"
         if not isinstance(error, PromptRejected):
             await self._rid(error)
-        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached)
+        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached | UploadGone)
         command = FailAttempt(self.order.attempt, code, message, final, datetime.now(UTC))
         with suppress(StaleAttempt):
             if self.loaded.job.status is Status.PENDING:  # it broke before its start was written

@@ -15,9 +15,12 @@ from nats.aio.client import Client
 
 from forge.database import Pool, answering
 from forge.events.assets import AssetGivenUp
+from forge.events.uploads import UploadExpired
 from forge.eventstore import EventStore
 from forge.store import Store
 from forge.topology import CLEANUP, EVENTS
+from forge.uploads import Uploads
+from forge.workers import uploads
 from forge.workers.loop import Delivery, Outcome, consume
 
 log = logging.getLogger("forge.cleanup")
@@ -44,10 +47,14 @@ class Cleanup:
     async def handle(self, delivery: Delivery) -> Outcome:
         """Wait out the grace of one deletion, then unlink what is still unreferenced."""
         record = await self.events.at(delivery.sequence)
-        if record is None or not isinstance(record.event, AssetGivenUp):
+        if record is None or not isinstance(record.event, AssetGivenUp | UploadExpired):
             return Outcome.DONE
         due = record.meta.at + self.grace
         await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
+        if isinstance(record.event, UploadExpired):
+            went = await uploads.unlink(record, Uploads(self.events), self.store)
+            log.info("unlinked upload", extra={"content_hash": record.event.content_hash, "went": went})
+            return Outcome.DONE
         if not await self._projected(record.seq):
             return Outcome.RELEASE
         async with answering():

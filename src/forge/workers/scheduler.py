@@ -21,12 +21,17 @@ from forge.errors import ForgeError, StoreFailed
 from forge.events.catalogue import encode
 from forge.events.envelope import Meta, headers
 from forge.events.system import MetricSampled
+from forge.eventstore import EventStore
 from forge.resources import disk, memory_bytes
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import subject
+from forge.uploads import Uploads
+from forge.workers import uploads
 
 log = logging.getLogger("forge.scheduler")
+
+_STRAY_SCANS = 60  # a file that no upload has for so many scans never will have one
 
 _BYTES_BY_TYPE = "select asset_type, sum(file_size_bytes)::bigint as bytes from asset_inventory group by 1"
 _JOBS_BY_STATUS = """
@@ -39,16 +44,19 @@ class Scheduler:
 
     def __init__(self, nc: Client, pool: Pool, store: Store, settings: Settings) -> None:
         self.nc, self.pool, self.store, self.settings = nc, pool, store, settings
+        self.uploads = Uploads(EventStore(nc))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample and sweep at once, then every ``FORGE_SCAN_SECONDS``, until ``stop`` is set."""
         clock = AsyncIOScheduler(
             timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         )
-        for duty in (self.sample, self.sweep):
-            clock.add_job(
-                duty, "interval", seconds=self.settings.scan_seconds, next_run_time=datetime.now(UTC)
-            )
+        pace = self.settings.scan_seconds
+        for duty in (self.sample, self.sweep, self.expire_uploads):
+            clock.add_job(duty, "interval", seconds=pace, next_run_time=datetime.now(UTC))
+        clock.add_job(
+            self.sweep_uploads, "interval", seconds=_STRAY_SCANS * pace, next_run_time=datetime.now(UTC)
+        )
         clock.start()
         try:
             await stop.wait()
@@ -74,6 +82,29 @@ class Scheduler:
         else:
             if swept:
                 log.info("swept", extra={"leftovers": swept})
+
+    async def expire_uploads(self) -> None:
+        """Say of uploads whose time is up that they expired."""
+        try:
+            ended = await uploads.expire_due(self.pool, self.uploads, datetime.now(UTC))
+        except ForgeError as error:
+            log.warning("no upload expires this time", extra={"error": error.detail})
+        else:
+            if ended:
+                log.info("uploads expired", extra={"uploads": ended})
+
+    async def sweep_uploads(self) -> None:
+        """Remove the files of uploads that their API died over."""
+        stale = _STRAY_SCANS * self.settings.scan_seconds
+        try:
+            swept = await uploads.remove_strays(
+                self.pool, self.uploads, self.store, datetime.now(UTC), stale_seconds=stale
+            )
+        except ForgeError as error:
+            log.warning("no stray upload is looked for this time", extra={"error": error.detail})
+        else:
+            if swept:
+                log.info("swept uploads", extra={"files": swept})
 
     async def _samples(self) -> list[MetricSampled]:
         async with answering():
