@@ -352,6 +352,10 @@ class Admissions:
                 return await attempt(seen)
             except Conflict:
                 await self._catch_up(user, seen)
+            except (LimitReached, QueueFull):
+                # what filled the last place meanwhile may have been this very request, at another process
+                if self._seen(user) == seen:
+                    raise
         raise LogUnavailable(f"{user}'s requests come faster than they can be decided")
 
     def _crowded(self, wanted: int = 0) -> bool:
