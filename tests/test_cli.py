@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from nats.aio.client import Client
 
 from forge.cli import cli
-from forge.embedded import DirectoryLock
+from forge.domain.keys import has_form
+from forge.domain.retention import BRAKE_FREE
+from forge.embedded import DirectoryLock, EmbeddedNats
 from forge.embedded.record import DevRecord, run_directory, running, write
-from forge.settings import describe
+from forge.events.cleanup import CleanupFinished, CleanupRequested
+from forge.eventstore import EventStore
+from forge.keys import Keys
+from forge.settings import Settings, describe
+from keeping import House, ago, house
 
 RECORD = DevRecord(
     pid=1,
@@ -139,3 +150,143 @@ def test_the_simulator_says_where_it_is_and_stops_when_told(tmp_path: Path) -> N
 @pytest.mark.parametrize("times", ["fast", "5-1", "-3"])
 def test_render_times_that_make_no_sense_are_refused(times: str) -> None:
     assert forge("sim", "--render-ms", times).returncode == 2
+
+
+# -------------------------------------------------------------------- keys
+
+
+@pytest.fixture
+def with_keys(nats_client: Client, nats_server: EmbeddedNats) -> Callable[..., Any]:
+    """Run `forge keys …` on a log of the test's own; nothing but NATS is there."""
+
+    async def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(forge, "keys", *words, FORGE_NATS_URL=nats_server.url)
+
+    return run
+
+
+async def test_a_key_is_created_listed_and_revoked(with_keys: Any, nats_client: Client) -> None:
+    made = await with_keys("create", "--role", "service", "--user", "shop", "--label", "the shop")
+    assert made.returncode == 0, made.stderr
+    [key] = made.stdout.split()
+    key_id, secret = key.split("_")[1:]
+    assert has_form(key)
+    assert key_id in made.stderr
+    assert secret not in made.stderr
+
+    listed = json.loads((await with_keys("list", "--json")).stdout)
+    assert (listed["id"], listed["role"], listed["user_id"], listed["label"]) == (
+        key_id,
+        "service",
+        "shop",
+        "the shop",
+    )
+    assert listed["created_by"].startswith("cli:")
+    assert listed["revoked_at"] is None
+    assert key_id in (await with_keys("list")).stdout
+    assert "digest" not in listed
+
+    for _ in range(2):
+        assert (await with_keys("revoke", key_id)).returncode == 0
+    again = await with_keys("list", "--json")
+    assert json.loads(again.stdout)["revoked_by"].startswith("cli:")
+    assert secret not in again.stdout + (await with_keys("list")).stdout
+    assert [key.id for key in await Keys(EventStore(nats_client)).all()] == [key_id]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("revoke", "0" * 16), "there is no key"),
+        (("revoke", "forge_" + "0" * 16 + "_secret"), "there is no key"),
+        (("create", "--role", "player", "--user", " "), "user: must have 1 to 128"),
+        (("create", "--role", "king", "--user", "mei"), "king"),
+        (("create", "--role", "player"), "--user"),
+    ],
+)
+async def test_what_cannot_be_done_with_keys_is_said_and_status_2(
+    with_keys: Any, words: tuple[str, ...], said: str
+) -> None:
+    told = await with_keys(*words)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+async def test_without_keys_the_list_is_empty(with_keys: Any) -> None:
+    assert (await with_keys("list", "--json")).stdout == ""
+
+
+# ------------------------------------------------------------------------- cleanup
+
+
+@pytest.fixture
+async def home(nats_client: Client, settings: Settings) -> AsyncIterator[House]:
+    async with house(nats_client, settings) as home:
+        yield home
+
+
+async def cleanup(home: House, *words: str) -> subprocess.CompletedProcess[str]:
+    settings = home.settings
+    return await asyncio.to_thread(
+        forge,
+        "cleanup",
+        *words,
+        FORGE_NATS_URL=settings.nats_url,
+        FORGE_POSTGRES_DSN=settings.postgres_dsn,
+        FORGE_DATA_DIR=str(settings.data_dir),
+    )
+
+
+async def test_cleanup_shows_what_would_go_then_lets_it_go(home: House) -> None:
+    kept = await home.asset(b"kept")
+    await home.asset(b"due", expires=ago(1))
+    await home.file(b"orphan")
+    shown = await cleanup(home, "--dry-run")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "past their time" in shown.stdout
+    assert "A dry run: nothing went." in shown.stdout
+    assert len(home.files()) == 3
+    done = await cleanup(home, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["went"] == {"expired": {"assets": 1, "bytes": 3}, "orphaned": {"assets": 1, "bytes": 6}}
+    assert await home.rows() == {kept.content_hash}
+    [asked], [over] = await home.facts(CleanupRequested), await home.facts(CleanupFinished)
+    assert asked.executor == "command"
+    assert over.request_id == asked.request_id
+    again = await cleanup(home)
+    assert "Nothing to clean up among 1 assets." in again.stdout
+
+
+async def test_cleanup_waits_for_yes_when_it_is_much(home: House) -> None:
+    for number in range(BRAKE_FREE + 1):
+        await home.asset(b"due %d" % number, expires=ago(1))
+    held = await cleanup(home)
+    assert held.returncode == 1
+    assert "nothing goes without --yes" in held.stdout
+    assert len(await home.rows()) == BRAKE_FREE + 1
+    done = await cleanup(home, "--yes", "--reason", "expired")
+    assert done.returncode == 0
+    assert f"Went: {BRAKE_FREE + 1} expired." in done.stdout
+    assert await home.rows() == set()
+
+
+async def test_cleanup_by_age_and_type(home: House) -> None:
+    old = await home.asset(b"old", created_at=ago(5), asset_type="ui_icon")
+    await home.asset(b"young", created_at=ago(1), asset_type="ui_icon")
+    assert "--older-than" in (await cleanup(home, "--reason", "old")).stderr
+    words = ("--reason", "old", "--older-than", "7200", "--asset-type", "ui_icon", "--json")
+    assert json.loads((await cleanup(home, *words)).stdout)["by_type"] == {
+        "ui_icon": {"assets": 1, "bytes": 3}
+    }
+    assert old.content_hash not in await home.rows()
+
+
+async def test_cleanup_on_a_lost_volume_deletes_nothing(home: House) -> None:
+    await home.asset(b"due", expires=ago(1))
+    shutil.rmtree(home.store.root)
+    refused = await cleanup(home, "--yes")
+    assert refused.returncode == 2
+    assert "is the volume mounted?" in refused.stderr
+    assert len(await home.rows()) == 1

@@ -18,7 +18,6 @@ from factories import HASH, after, meta, produced, request, stored
 from forge import topology
 from forge.broker import connect
 from forge.commands import Admissions, Jobs, Loaded, fingerprint
-from forge.domain.admission import FIRST_GUESS_BYTES
 from forge.domain.dispatch import Line
 from forge.domain.ids import keyed_job_id
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start, Status
@@ -64,7 +63,7 @@ async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterat
                 Line(),
                 queue_limit=queue_limit,
                 rate_per_hour=rate_per_hour,
-                shelf=Shelf(EventStore(nc), blobs, 3600) if blobs else None,
+                shelf=Shelf(EventStore(nc), blobs, lambda _: 3600) if blobs else None,
             )
             listening = asyncio.create_task(_listen(nc, admissions))
             stack.push_async_callback(_ended, listening)
@@ -77,7 +76,7 @@ async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterat
 
 
 async def _listen(nc: Client, admissions: Admissions) -> None:
-    async with aclosing(follow(nc, 1, (topology.ALL_ADMISSIONS, topology.ALL_JOB_FACTS))) as batches:
+    async with aclosing(follow(nc, 1)) as batches:
         async for batch in batches:
             for record in batch.records:
                 admissions.apply(record)
@@ -535,8 +534,9 @@ async def test_a_character_is_not_drawn_more_than_it_may_have(process: Process) 
 
 async def test_a_session_is_not_drawn_more_than_it_may_hold(process: Process, events: EventStore) -> None:
     admissions = await process()
-    full = stored(session_id="s", session_bytes=MAX_SESSION_BYTES - FIRST_GUESS_BYTES - 1)
+    full = stored(session_id="s", file_size_bytes=1000, session_bytes=MAX_SESSION_BYTES - 1001)
     await events.append([Draft(full, meta("so far"), topology.session("s"), 0)])
+    await wait_until(lambda: admissions.balances.session("s"))
     await submit(admissions, session_id="s")
     with pytest.raises(LimitReached, match="session_bytes"):
         await submit(admissions, session_id="s")

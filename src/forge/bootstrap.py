@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -27,10 +27,13 @@ from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.library import Library, Shelf
 from forge.resources import Capacity
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 
 log = logging.getLogger("forge")
 
@@ -55,6 +58,20 @@ async def setup(settings: Settings) -> list[str]:
     finally:
         await nc.close()
     return done + [f"{name}: applied" for name in await database.migrate(settings.postgres_dsn)]
+
+
+@asynccontextmanager
+async def keys(settings: Settings) -> AsyncIterator[Keys]:
+    """Acts on API keys, over a connection of their own.
+
+    Raises:
+        LogUnavailable: NATS does not answer.
+    """
+    nc = await connect(settings.nats_url, "keys")
+    try:
+        yield Keys(EventStore(nc))
+    finally:
+        await nc.close()
 
 
 # ------------------------------------------------------------------- workers
@@ -84,7 +101,7 @@ async def _roles(
     endless: list[Coroutine[Any, Any, None]] = []
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
-        store = await _store(settings, events)
+        store = await opened_store(settings, events)
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
@@ -101,11 +118,13 @@ async def _roles(
     if "cleanup" in roles:
         from forge.workers.cleanup import Cleanup
 
-        draining.append(Cleanup(nc, events, pool, store).run(stop))
+        retention = Retention(events, pool, store, settings)
+        draining.append(Cleanup(retention, settings.cleanup_grace_seconds).run(stop))
     if "scheduler" in roles:
         from forge.workers.scheduler import Scheduler
 
-        draining.append(Scheduler(nc, pool, store, settings).run(stop))
+        scheduler = Scheduler(nc, pool, store, settings, Retention(events, pool, store, settings))
+        draining.append(scheduler.run(stop))
     return endless, draining
 
 
@@ -118,20 +137,29 @@ async def _generation(
     stop: asyncio.Event,
 ) -> Coroutine[Any, Any, None]:
     from forge.comfyui.backends import Backends
+    from forge.comfyui.folders import shared
+    from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
 
+    patient = patience(
+        unreachable=settings.comfyui_unreachable_seconds,
+        cancel=settings.comfyui_cancel_seconds,
+        quarantine=settings.comfyui_quarantine_seconds,
+    )
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
         jobs=Jobs(events),
         library=Library(events),
-        shelf=Shelf(events, store, settings.asset_ttl_seconds),
-        backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
+        uploads=Uploads(events),
+        shelf=Shelf(events, store, settings.ttl_of),
+        backends=await stack.enter_async_context(Backends(settings.comfyui_urls, patient)),
+        folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
-        asset_ttl_seconds=settings.asset_ttl_seconds,
+        ttl_of=settings.ttl_of,
         capacity=Capacity(settings),
     )
     return Generation(studio).run(stop)
@@ -175,6 +203,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     from forge.api.app import create_app
     from forge.api.live import Live
     from forge.api.parts import Parts
+    from forge.api.reads import ReadCounter
     from forge.api.serving import serve
 
     stop = _stop_on_signals()
@@ -187,7 +216,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
-        blobs = await _store(settings, events)
+        blobs = await opened_store(settings, events)
         capacity = Capacity(settings)
         admissions = Admissions(
             events,
@@ -195,9 +224,11 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             queue_limit=settings.queue_limit,
             rate_per_hour=settings.rate_per_hour,
             guard=capacity.room,
-            shelf=Shelf(events, blobs, settings.asset_ttl_seconds),
+            shelf=Shelf(events, blobs, settings.ttl_of),
         )
         live = Live(nc, admissions, pool)
+        reads = ReadCounter(events, f"{socket.gethostname()}-{settings.port}")
+        await stack.enter_async_context(reads.flushing(settings.access_flush_seconds))
         parts = Parts(
             settings=settings,
             nc=nc,
@@ -205,6 +236,10 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             admissions=admissions,
             jobs=admissions.jobs,
             library=Library(events),
+            uploads=Uploads(events),
+            keys=Keys(events),
+            reads=reads,
+            retention=Retention(events, pool, blobs, settings),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
@@ -264,14 +299,14 @@ async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
     return nc
 
 
-async def _store(settings: Settings, events: EventStore) -> Store:
+async def opened_store(settings: Settings, events: EventStore) -> Store:
     """The asset volume; an empty one is taken for new only while the log knows of no picture.
 
     Raises:
         StoreMissing: the volume that should be there is not.
     """
     store = Store(settings.assets_dir)
-    known = await events.last(topology.ALL_STORED)
+    known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
     await asyncio.to_thread(store.open, create=known is None)
     return store
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from forge.domain.keys import ROLES as KEY_ROLES
 from forge.errors import ForgeError
 from forge.settings import Settings
+
+if TYPE_CHECKING:
+    from forge.keys import Keys
+
+T = TypeVar("T")
 
 ROLES = ("generation", "dispatcher", "projector", "cleanup", "scheduler")
 REFUSED = 2
@@ -170,6 +176,43 @@ def worker(data_dir: Path | None, roles: frozenset[str]) -> None:
     sys.exit(bootstrap.run_worker(_settings(data_dir), roles))
 
 
+@cli.command()
+@data_dir_option
+@click.option("--dry-run", is_flag=True, help="Show what would go; nothing does.")
+@click.option("--yes", is_flag=True, help="Also when it is so much that it waits for an operator.")
+@click.option("--json", "as_json", is_flag=True, help="Say it as one JSON object.")
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    type=click.Choice(["expired", "old", "evicted", "lost", "damaged", "orphaned", "temporary"]),
+    help="Only for this reason; repeatable [all but evicted; old only with --older-than].",
+)
+@click.option("--older-than", type=click.IntRange(0), metavar="SECONDS", help="Only what is older than that.")
+@click.option("--asset-type", help="Only assets of this type.")
+def cleanup(
+    data_dir: Path | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    reasons: tuple[str, ...],
+    older_than: int | None,
+    asset_type: str | None,
+) -> None:
+    """Let go what has expired or does not belong together: rows without file, files without row.
+
+    Needs log, database and asset volume, not the API. Only what is shown goes, pinned assets never.
+    Over 1000 files or a fifth of the library waits for --yes (exit status 1 without). Files of deleted assets
+    follow after their grace, by a worker with the role cleanup.
+    """
+    from forge.cleaning import Asked, clean
+
+    if "old" in reasons and older_than is None:
+        raise click.UsageError("--reason old needs --older-than")
+    asked = Asked(reasons=reasons, older_than=older_than, asset_type=asset_type, dry_run=dry_run, yes=yes)
+    sys.exit(clean(_settings(data_dir), asked, as_json=as_json))
+
+
 def _milliseconds(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
     least, _, most = text.partition("-")
     if not least.isdigit() or not (most or least).isdigit() or int(most or least) < int(least):
@@ -241,6 +284,84 @@ def sim(
     )
 
 
+@cli.group()
+def keys() -> None:
+    """Create, list and revoke API keys.
+
+    Keys are events of the log: every API knows a new one, and refuses a revoked one, within moments. These
+    commands talk to NATS alone. Keys of FORGE_API_KEYS are not among them.
+    """
+
+
+@keys.command("create")
+@click.option("--role", type=click.Choice(KEY_ROLES), required=True, help="What it may do.")
+@click.option("--user", required=True, help="Whom it speaks for: a player, a service or an operator.")
+@click.option("--label", help="What it is for, in words.")
+@data_dir_option
+def create_key(role: str, user: str, label: str | None, data_dir: Path | None) -> None:
+    """Create a key and print it: this once, for only its SHA-256 is kept.
+
+    \b
+    player    jobs and assets of its own
+    service   acts for any player, named by X-Forge-User
+    operator  everything
+    """
+    text, record = _on_the_log(
+        data_dir, lambda keys: keys.create(role=role, user=user, label=label, actor=_actor())
+    )
+    click.echo(text)
+    _report(f"this is key {record.meta.correlation}; it is not shown again")
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each key, a line each.")
+@data_dir_option
+def list_keys(as_json: bool, data_dir: Path | None) -> None:
+    """List every key there ever was, oldest first."""
+    import msgspec
+
+    for key in _on_the_log(data_dir, lambda keys: keys.all()):
+        told = {name: value for name, value in msgspec.structs.asdict(key).items() if name != "digest"}
+        if as_json:
+            click.echo(msgspec.json.encode(told).decode())
+            continue
+        state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M} by {key.revoked_by}" if key.revoked_at else "good"
+        made = f"created {key.created_at:%Y-%m-%d %H:%M} by {key.created_by}"
+        click.echo("  ".join([key.id, f"{key.role}:{key.user_id}", key.label or "-", made, state]))
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@data_dir_option
+def revoke_key(key_id: str, data_dir: Path | None) -> None:
+    """Revoke a key for ever; saying it again does no harm."""
+    _on_the_log(data_dir, lambda keys: keys.revoke(key_id, actor=_actor()))
+    _report(f"key {key_id} is revoked")
+
+
+def _on_the_log(data_dir: Path | None, act: Callable[[Keys], Awaitable[T]]) -> T:
+    """Do one thing with the keys of the log."""
+    import asyncio
+
+    from forge import bootstrap
+
+    async def done() -> T:
+        async with bootstrap.keys(_settings(data_dir)) as keys:
+            return await act(keys)
+
+    return asyncio.run(done())
+
+
+def _actor() -> str:
+    """Whose shell it is, for the log."""
+    import pwd
+
+    try:
+        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:
+        return f"cli:{os.getuid()}"
+
+
 @cli.command()
 @data_dir_option
 def settings(data_dir: Path | None) -> None:
@@ -260,6 +381,8 @@ def settings(data_dir: Path | None) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items())
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -19,6 +19,7 @@ from uuid import UUID
 import msgspec
 
 from forge.domain.admission import (
+    Balances,
     Grants,
     Sizes,
     demand_character,
@@ -40,6 +41,7 @@ from forge.eventstore import Entry, EventStore, drafts_of
 from forge.library import Library, Shelf
 from forge.topology import ALL_ADMISSIONS, admissions
 from forge.topology import job as facts_of
+from forge.uploads import Uploads
 
 SUBMIT_SECONDS = 0.8
 """How long a client waits for the log before it is told to come again."""
@@ -57,7 +59,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks for, checked and complete.
 
     ``id`` is new, or stands for an Idempotency-Key (``keyed``); ``fingerprint`` tells whether a key came
-    again with the same body.
+    again with the same body. ``uploads`` are the pictures it uses, by the name of the field that names them.
     """
 
     job_type: str
@@ -74,6 +76,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     character_id: str | None = None
     ttl_seconds: int | None = None
     batch_id: UUID | None = None
+    uploads: dict[str, UUID] = {}
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -168,7 +171,9 @@ class Admissions:
         self.store, self.line, self.guard = store, line, guard
         self.queue_limit, self.rate_per_hour = queue_limit, rate_per_hour
         self.jobs, self.library, self.shelf = Jobs(store), Library(store), shelf
-        self.grants, self.sizes, self.results = Grants(), Sizes(), Results()
+        self.uploads = Uploads(store)
+        self.grants, self.balances, self.sizes = Grants(), Balances(), Sizes()
+        self.results = Results()
         self.caught_up = asyncio.Event()
         self.moved = asyncio.Condition()
         self._turns = [_Turn() for _ in range(_TURNS)]
@@ -178,6 +183,7 @@ class Admissions:
         """Take in one event of the log."""
         if self.line.apply(record):
             self.grants.apply(record)
+            self.balances.apply(record)
             self.sizes.apply(record)
             self.results.apply(record)
 
@@ -186,6 +192,7 @@ class Admissions:
 
         Raises:
             KeyReused: a key was used with another body.
+            Invalid: an upload is not there, or not the user's; names the field.
             LimitReached: a limit of the user, the session or the character; nothing was admitted.
             QueueFull: too many jobs wait in all.
             DiskFull: what they bring could not be stored (or whatever else ``guard`` raises).
@@ -196,6 +203,7 @@ class Admissions:
             closed = await self._closed()  # first: the line should not move between looking and deciding
             known = [await self._known(user, request) for request in requests]
             fresh = [request for request, job in zip(requests, known, strict=True) if job is None]
+            await self.uploads.use(user, {f: id_ for r in fresh for f, id_ in r.uploads.items()}, actor=actor)
             if len(requests) == len(fresh) == 1 and (done := await self._reused(user, fresh[0], seen, actor)):
                 return [done]
             if fresh:
@@ -283,17 +291,21 @@ class Admissions:
 
     async def _demand_room(self, requests: Sequence[JobRequest]) -> None:
         """Refuse what would be drawn in vain. The conclusion of a job is where these limits are exact."""
-        for session_id in {r.session_id for r in requests} - {None}:
+        for session_id in {r.session_id for r in requests if r.session_id is not None}:
             mine = Counter[str]()
             for r in requests:
                 mine[r.asset_type] += r.pictures if r.session_id == session_id else 0
-            held = await self.library.held_by_session(session_id, timeout=SUBMIT_SECONDS)
-            owed = self.sizes.guess(self.line.owed_to_session(str(session_id)))
-            demand_session(held.amount, owed, self.sizes.guess(mine))
-        for character_id in {r.character_id for r in requests} - {None}:
+            held = self.balances.session(session_id)
+            if held is None:
+                held = (await self.library.held_by_session(session_id, timeout=SUBMIT_SECONDS)).amount
+            owed = self.sizes.guess(self.line.owed_to_session(session_id))
+            demand_session(held, owed, self.sizes.guess(mine))
+        for character_id in {r.character_id for r in requests if r.character_id is not None}:
             wanted = sum(r.pictures for r in requests if r.character_id == character_id)
-            held = await self.library.held_by_character(character_id, timeout=SUBMIT_SECONDS)
-            demand_character(held.amount, self.line.owed_to_character(str(character_id)), wanted)
+            held = self.balances.character(character_id)
+            if held is None:
+                held = (await self.library.held_by_character(character_id, timeout=SUBMIT_SECONDS)).amount
+            demand_character(held, self.line.owed_to_character(character_id), wanted)
 
     async def _admit(
         self, seen: _Seen, events: Sequence[Admission], command: str, actor: str

@@ -7,12 +7,17 @@
     │   ├── Invalid                 422, names every field
     │   ├── Malformed               400, could not be read at all
     │   ├── TooLarge                413
+    │   ├── TooSlow                 408, the request did not come in time
+    │   ├── AddressTooLong          414
+    │   ├── HeadTooLarge            431
     │   ├── NotFound                404, also for what belongs to somebody else
     │   ├── Forbidden               403
     │   ├── Unauthenticated         401
     │   ├── KeyReused               422, same Idempotency-Key, other body
     │   ├── JobAlreadyOver          409
     │   ├── JobNotFailed            409
+    │   ├── UploadGone              409, at submission told as the field that names it
+    │   ├── Pinned                  409, it is to stay
     │   ├── LimitReached            429, somebody's own limit
     │   └── QueueFull               503, forge as a whole is full
     ├── Unavailable                 a server forge needs does not answer: 503, try again
@@ -20,6 +25,7 @@
     │   ├── DatabaseUnavailable
     │   ├── DiskFull                the asset volume has no room
     │   ├── Overloaded              memory is short
+    │   ├── NothingDeletedNow       what would go cannot be known for certain
     │   └── NoBackend
     ├── StaleAttempt                a result came from an attempt that is no longer current
     ├── Conflict                    the log moved on since the decision was made: load, decide again
@@ -34,6 +40,7 @@
     │   └── StoreMissing            it is not the asset volume: a lost mount
     └── ComfyError                  what ComfyUI did to a prompt
         ├── BackendUnreachable      no answer: look again before anything else
+        │   └── NeverSent           not even a connection: it cannot have the prompt
         ├── BackendWedged           it answers but no longer executes
         ├── PromptRejected          it will never run: permanent
         ├── PromptFailed            it ran into an error
@@ -104,6 +111,24 @@ class TooLarge(Refused):
     code = "too_large"
 
 
+class TooSlow(Refused):
+    """The request did not arrive in time; send it again, faster."""
+
+    code = "too_slow"
+
+
+class AddressTooLong(Refused):
+    """The path and query are longer than forge reads."""
+
+    code = "address_too_long"
+
+
+class HeadTooLarge(Refused):
+    """The headers are more or larger than forge reads."""
+
+    code = "head_too_large"
+
+
 class NotFound(Refused):
     """There is no such thing here."""
 
@@ -138,6 +163,18 @@ class JobNotFailed(Refused):
     """Only a failed job can be retried."""
 
     code = "job_not_failed"
+
+
+class UploadGone(Refused):
+    """The uploaded picture is not there any more; upload it again."""
+
+    code = "upload_gone"
+
+
+class Pinned(Refused):
+    """The asset is pinned."""
+
+    code = "pinned"
 
 
 class QueueFull(Refused):
@@ -194,6 +231,12 @@ class Overloaded(Unavailable):
     """forge is short of memory; come again."""
 
     code = "overloaded"
+
+
+class NothingDeletedNow(Unavailable):
+    """What may be deleted cannot be known for certain right now, so nothing is."""
+
+    code = "nothing_deleted_now"
 
 
 class NoBackend(Unavailable):
@@ -291,6 +334,12 @@ class BackendUnreachable(ComfyError):
 
     code = "backend_unreachable"
     retryable = True
+
+
+class NeverSent(BackendUnreachable):
+    """No connection to ComfyUI could be made, so nothing was sent."""
+
+    code = "never_sent"
 
 
 class BackendWedged(ComfyError):

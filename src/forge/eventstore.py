@@ -58,6 +58,27 @@ class Boundary(msgspec.Struct, frozen=True):
     seq: int
 
 
+class LogState(msgspec.Struct, frozen=True):
+    """The newest event's sequence (0 in an empty log) and time of arrival, and the server's own time."""
+
+    head: int
+    last_at: datetime | None
+    now: datetime
+
+
+class _State(msgspec.Struct):
+    last_seq: int
+    last_ts: datetime
+
+
+class _Info(msgspec.Struct):
+    state: _State
+    ts: datetime
+
+
+_info = msgspec.json.Decoder(_Info)
+
+
 class _Ack(msgspec.Struct):
     seq: int = 0
     count: int = 1
@@ -185,6 +206,15 @@ class EventStore:
     async def last(self, filter_: str, *, timeout: float = 2.0) -> Recorded | None:
         """The newest event a filter covers."""
         return await self._get({"last_by_subj": filter_}, timeout)
+
+    async def state(self) -> LogState:
+        """Where the log ends, and what time its server has.
+
+        Raises:
+            LogUnavailable: no answer in time.
+        """
+        info = _info.decode(await request(self.nc, f"STREAM.INFO.{self.stream}"))
+        return LogState(info.state.last_seq, info.state.last_ts if info.state.last_seq else None, info.ts)
 
     async def head(self) -> int:
         """The sequence of the newest event, 0 in an empty log."""

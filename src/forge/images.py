@@ -80,6 +80,18 @@ class Workshop:
         facts = await self._order({}, source, [path, *thumbnails.values()])
         return Picture(path=path, thumbnails=thumbnails, **facts)
 
+    async def redraw(self, source: Path, folder: Path, max_pixels: int) -> Picture:
+        """Write the pixels of `source`, upright and nothing else of it, as a new PNG into `folder`, fsynced.
+
+        A picture of more than `max_pixels` is refused on its header. There are no thumbnails.
+
+        Raises:
+            PictureRefused, StoreFailed: as `develop`.
+        """
+        path = folder / secrets.token_hex(8)
+        facts = await self._order({"redraw": max_pixels}, source, [path])
+        return Picture(path=path, thumbnails={}, **facts)
+
     async def thumbnail(self, source: Path, width: int, target: Path) -> None:
         """Write a WebP of `source`, at most `width` pixels wide and never enlarged, as `target`, atomically.
 

@@ -8,19 +8,27 @@ that its decision saw, and whoever comes second reads again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from forge.domain import assets as rules
-from forge.errors import Conflict, LogUnavailable
-from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
+from forge.errors import Conflict, LogUnavailable, NotFound, Pinned
+from forge.events.assets import (
+    AssetGivenUp,
+    AssetPin,
+    AssetPinned,
+    AssetReady,
+    AssetStored,
+    AssetUnpinned,
+    SessionReleased,
+)
 from forge.events.jobs import JobCompleted, JobSubmitted
-from forge.eventstore import Entry, EventStore, drafts_of
+from forge.eventstore import Boundary, Entry, EventStore, drafts_of
 from forge.store import Store
-from forge.topology import character, reference, session
+from forge.topology import character, character_or_pins, reference, reference_or_pins, session
 
 _TRIES = 20
 
@@ -28,8 +36,8 @@ _TRIES = 20
 class Shelf:
     """Pictures that were drawn before, to be lent to another job with the same recipe (M7)."""
 
-    def __init__(self, store: EventStore, blobs: Store, ttl_seconds: int) -> None:
-        self.store, self.blobs, self.ttl_seconds = store, blobs, ttl_seconds
+    def __init__(self, store: EventStore, blobs: Store, ttl_of: Callable[[str], int]) -> None:
+        self.store, self.blobs, self.ttl_of = store, blobs, ttl_of
 
     async def recall(self, recipe: str, drawn_at: int, *, timeout: float = 2.0) -> list[AssetStored]:
         """The pictures of the job that was completed there, renewed so that no clean-up takes them meanwhile.
@@ -52,7 +60,8 @@ class Shelf:
 
     def lent(self, picture: AssetStored, asked: JobSubmitted, now: datetime) -> AssetStored:
         """A recalled picture as what this job gets."""
-        return rules.lent(picture, asked, now, timedelta(seconds=asked.ttl_seconds or self.ttl_seconds))
+        ttl = asked.ttl_seconds or self.ttl_of(asked.asset_type)
+        return rules.lent(picture, asked, now, timedelta(seconds=ttl))
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -110,29 +119,39 @@ class Library:
             entries[1] = Entry(entries[1].event, character(character_id), assets.seq)
         return entries
 
-    async def give_up(self, gone: AssetGivenUp, *, actor: str, within: float = 10.0) -> int:
+    async def give_up(
+        self, gone: AssetGivenUp, *, actor: str, within: float = 10.0, unless_pinned: bool = False
+    ) -> int:
         """Record that a job's references to an asset are gone; said again, it is the same event.
 
-        Returns the sequence of the event that says so.
+        Returns the sequence of the event that says so. With ``unless_pinned`` a pin wins, also one that is
+        set at the same moment: the boundary then covers pins, too.
 
         Raises:
+            Pinned: the reference is pinned, and ``unless_pinned``.
             LogUnavailable: whether it is recorded is unknown.
         """
-        where = reference(gone.character_id, gone.asset_type, gone.asset_id, gone.job_id)
+        # a filter over pins is wider: only who heeds them pays for it
+        of_reference = reference_or_pins if unless_pinned else reference
+        of_character = character_or_pins if unless_pinned else character
+        where = of_reference(gone.character_id, gone.asset_type, gone.asset_id, gone.job_id)
         patience: dict[str, Any] = {"timeout": min(within, 2.0)}
         for _ in range(_TRIES):
             # the character first: whatever happens to the reference from here on moves it, too
+            moved = await self._newest(of_character, gone.character_id, **patience)
             assets = await self.held_by_character(gone.character_id, **patience)
             bytes_ = await self.held_by_session(gone.session_id, **patience)
             mine = await self.store.load(where, **patience)
             before = next((r.seq for r in mine.events if isinstance(r.event, AssetGivenUp)), None)
             if before is not None:
                 return before
+            if _pinned(mine):
+                raise Pinned(f"asset {gone.asset_id} is pinned")
             said, *released = rules.give_back(gone, bytes_.amount, assets.amount)
             if gone.character_id is None:
                 entries = [Entry(said, where, mine.seq)]
             else:
-                entries = [Entry(said, character(gone.character_id), assets.seq)]
+                entries = [Entry(said, of_character(gone.character_id), moved)]
             entries += [Entry(event, session(gone.session_id), bytes_.seq) for event in released]
             drafts = drafts_of(entries, f"{gone.asset_id}/{gone.job_id}/give-up", actor, gone.job_id)
             try:
@@ -140,3 +159,42 @@ class Library:
             except Conflict:
                 continue
         raise LogUnavailable(f"asset {gone.asset_id} changes faster than can be decided")
+
+    async def pin(self, wanted: AssetPinned | AssetUnpinned, *, actor: str, within: float = 10.0) -> int:
+        """Pin a job's reference to an asset, or let it go; what is so already stays so.
+
+        Returns the sequence since when it is so.
+
+        Raises:
+            NotFound: the reference was given up.
+            LogUnavailable: whether it is recorded is unknown.
+        """
+        where = reference_or_pins(wanted.character_id, wanted.asset_type, wanted.asset_id, wanted.job_id)
+        for _ in range(_TRIES):
+            mine = await self.store.load(where, timeout=min(within, 2.0))
+            if any(isinstance(r.event, AssetGivenUp) for r in mine.events):
+                raise NotFound(f"there is no asset {wanted.asset_id}")
+            if _pinned(mine) is isinstance(wanted, AssetPinned):
+                return mine.seq
+            # named for what it follows: pinning again after unpinning is another act
+            command = f"{wanted.asset_id}/{wanted.job_id}/pin/{mine.seq}"
+            drafts = drafts_of([Entry(wanted, where, mine.seq)], command, actor, wanted.job_id)
+            try:
+                return (await self.store.append(drafts, within=within))[0].seq
+            except Conflict:
+                continue
+        raise LogUnavailable(f"asset {wanted.asset_id} changes faster than can be decided")
+
+    async def _newest(
+        self, filter_of: Callable[[str], str], character_id: str | None, *, timeout: float
+    ) -> int:
+        if character_id is None:
+            return 0
+        last = await self.store.last(filter_of(character_id), timeout=timeout)
+        return last.seq if last else 0
+
+
+def _pinned(reference: Boundary) -> bool:
+    """Whether the newest word about its being pinned says so."""
+    words = [r for r in reference.events if isinstance(r.event, AssetPin)]
+    return bool(words) and isinstance(words[-1].event, AssetPinned)

@@ -5,13 +5,17 @@ The hard limits (L1-L4) are constants in :mod:`forge.domain.limits`, not setting
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
+from forge.domain.keys import MAX_TEXT, ROLES
 from forge.errors import SettingInvalid
 
 
@@ -35,7 +39,7 @@ class Setting(msgspec.Struct, frozen=True):
     secret: bool = False
 
 
-ROLES = ("player", "service", "operator")
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     comfyui_urls: Annotated[
         tuple[str, ...], Setting("FORGE_COMFYUI_URLS", "ComfyUI servers, comma separated, preferred first")
     ] = ("http://127.0.0.1:8188",)
+    comfyui_dirs: Annotated[
+        tuple[Path | None, ...],
+        Setting(
+            "FORGE_COMFYUI_DIRS",
+            "for each of the servers the directory of its output and input, where forge removes what it had "
+            "drawn; comma separated, empty where it is not shared",
+        ),
+    ] = ()
+    comfyui_unreachable_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_UNREACHABLE_SECONDS",
+            "how long a ComfyUI may give no answer before the jobs it has are tried elsewhere",
+            "s",
+        ),
+    ] = 30.0
+    comfyui_cancel_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_CANCEL_SECONDS",
+            "how long a stopped prompt may go on, its place held, before its ComfyUI counts as wedged",
+            "s",
+        ),
+    ] = 60.0
+    comfyui_quarantine_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_QUARANTINE_SECONDS",
+            "how long a wedged ComfyUI that neither restarts nor executes anything is not tried again",
+            "s",
+        ),
+    ] = 900.0
     data_dir: Annotated[
         Path, Setting("FORGE_DATA_DIR", "where pictures and embedded servers keep their files")
     ] = Path(".forge")
@@ -70,6 +106,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting("FORGE_ASSET_TTL_SECONDS", "how long an asset lives unless the request says otherwise", "s"),
     ] = 7 * 86400
+    asset_ttls: Annotated[
+        dict[str, int],
+        Setting(
+            "FORGE_ASSET_TTLS", "the same for single asset types: ui_icon=30d,fate_card=12h (d, h, m, s)"
+        ),
+    ] = {}
+    asset_use_extends_seconds: Annotated[
+        int,
+        Setting(
+            "FORGE_ASSET_USE_EXTENDS_SECONDS",
+            "how long an asset lives after its last use at least; 0: no matter",
+            "s",
+        ),
+    ] = 0
+    cleanup_grace_seconds: Annotated[
+        float,
+        Setting("FORGE_CLEANUP_GRACE_SECONDS", "how long the file of a deleted asset stays at least", "s"),
+    ] = 60.0
+    orphan_grace_seconds: Annotated[
+        float,
+        Setting("FORGE_ORPHAN_GRACE_SECONDS", "how old a file nobody refers to is before it goes", "s"),
+    ] = 3600.0
+    scrub_bytes: Annotated[
+        int,
+        Setting("FORGE_SCRUB_BYTES", "stored bytes each scan compares with their hash; 0: none", "bytes"),
+    ] = 64 * 1024 * 1024
+    disk_target_ratio: Annotated[
+        float,
+        Setting(
+            "FORGE_DISK_TARGET_RATIO",
+            "part of the asset volume a clean-up leaves in use, at most FORGE_DISK_WARN_RATIO",
+            "0-1",
+        ),
+    ] = 0.8
     disk_warn_ratio: Annotated[
         float,
         Setting("FORGE_DISK_WARN_RATIO", "part of the asset volume in use that raises a warning", "0-1"),
@@ -86,6 +156,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "bytes",
         ),
     ] = None
+    trusted_proxies: Annotated[
+        tuple[IPv4Network | IPv6Network, ...],
+        Setting(
+            "FORGE_TRUSTED_PROXIES",
+            "addresses or networks, comma separated, whose X-Forwarded-For is believed; none by default",
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Setting(
+            "FORGE_ALLOWED_ORIGINS",
+            "web origins whose pages may open sockets, comma separated, besides forge's own",
+        ),
+    ] = ()
+    rate_per_ip: Annotated[
+        float | None,
+        Setting(
+            "FORGE_RATE_PER_IP",
+            "requests from one address (IPv6: /64), 5 s of it at once; 0 is no limit; "
+            "default: 200, and no limit for this machine itself",
+            "requests/s",
+        ),
+    ] = None
+    sockets: Annotated[
+        int, Setting("FORGE_SOCKETS", "event sockets open at once, in each API process", "sockets")
+    ] = 1000
+    sockets_per_user: Annotated[
+        int, Setting("FORGE_SOCKETS_PER_USER", "of which one user may have", "sockets")
+    ] = 4
     disk_reserve_bytes: Annotated[
         int | None,
         Setting(
@@ -115,9 +214,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_limit: Annotated[
         int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
     ] = 10_000
+    access_flush_seconds: Annotated[
+        float,
+        Setting("FORGE_ACCESS_FLUSH_SECONDS", "how often an API writes down which assets were fetched", "s"),
+    ] = 10.0
     scan_seconds: Annotated[
         float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
     ] = 60.0
+
+    def ttl_of(self, asset_type: str) -> int:
+        """How long an asset of this type lives unless the request says otherwise, in seconds."""
+        return self.asset_ttls.get(asset_type, self.asset_ttl_seconds)
+
+    @property
+    def target_ratio(self) -> float:
+        """Down to where a clean-up goes: never above the line that raises a warning."""
+        return min(self.disk_target_ratio, self.disk_warn_ratio)
 
     @property
     def assets_dir(self) -> Path:
@@ -157,8 +269,16 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 def _parse(name: str, raw: str, kind: Any) -> Any:
     if name == "comfyui_urls":
         return tuple(_url(u.strip()) for u in raw.split(",") if u.strip())
+    if name == "comfyui_dirs":
+        return tuple(Path(d.strip()).expanduser().absolute() if d.strip() else None for d in raw.split(","))
     if name == "api_keys":
         return tuple(_api_key(k.strip()) for k in raw.split(",") if k.strip())
+    if name == "trusted_proxies":
+        return tuple(ip_network(n.strip(), strict=False) for n in raw.split(",") if n.strip())
+    if name == "allowed_origins":
+        return tuple(_origin(o.strip()) for o in raw.split(",") if o.strip())
+    if name == "asset_ttls":
+        return dict(_asset_ttl(t.strip()) for t in raw.split(",") if t.strip())
     if name == "models":
         return dict(_model(m.strip()) for m in raw.split(",") if m.strip())
     if kind in (Path, Path | None):
@@ -172,6 +292,13 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _origin(text: str) -> str:
+    found = urlsplit(_url(text))
+    if not found.hostname or text.rstrip("/") != f"{found.scheme}://{found.netloc}":
+        raise ValueError(f"{text!r} is not an origin like https://game.example")
+    return text.rstrip("/").lower()
+
+
 def _model(text: str) -> tuple[str, str]:
     slot, equals, file = (part.strip() for part in text.partition("="))
     if not slot or not equals:
@@ -179,11 +306,21 @@ def _model(text: str) -> tuple[str, str]:
     return slot, file
 
 
+def _asset_ttl(text: str) -> tuple[str, int]:
+    asset_type, _, ttl = (part.strip() for part in text.partition("="))
+    number, unit = (ttl[:-1], ttl[-1]) if ttl[-1:] in _SECONDS else (ttl, "s")
+    if not asset_type or not number.isdecimal() or int(number) == 0:
+        raise ValueError(f"{text!r} is not TYPE=TIME; a time is like 30d, 12h, 90m or 3600")
+    return asset_type, int(number) * _SECONDS[unit]
+
+
 def _api_key(text: str) -> ApiKey:
     role, _, rest = text.partition(":")
     user, _, secret = rest.partition(":")
     if role not in ROLES or not user or not secret:
         raise ValueError(f"each key is role:user:secret with a role of {', '.join(ROLES)}")
+    if len(secret) > MAX_TEXT:
+        raise ValueError(f"a key's secret has at most {MAX_TEXT} characters")
     return ApiKey(role, user, secret)
 
 
@@ -191,16 +328,29 @@ def _check(s: Settings) -> None:
     bounds = {
         "port": 0 <= s.port <= 65535,
         "asset_ttl_seconds": s.asset_ttl_seconds > 0,
+        "asset_use_extends_seconds": s.asset_use_extends_seconds >= 0,
+        "cleanup_grace_seconds": 0 <= s.cleanup_grace_seconds < math.inf,
+        "orphan_grace_seconds": 0 <= s.orphan_grace_seconds < math.inf,
+        "scrub_bytes": s.scrub_bytes >= 0,
+        "disk_target_ratio": 0 < s.disk_target_ratio <= 1,
         "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
         "rate_per_hour": s.rate_per_hour >= 0,
+        "rate_per_ip": s.rate_per_ip is None or 0 <= s.rate_per_ip <= 1_000_000,
+        "sockets": s.sockets > 0,
+        "sockets_per_user": s.sockets_per_user > 0,
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
+        "access_flush_seconds": 0.1 <= s.access_flush_seconds <= 3600,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,
         "disk_reserve_bytes": s.disk_reserve_bytes is None or s.disk_reserve_bytes >= 0,
         "memory_limit_bytes": s.memory_limit_bytes > 0,
         "memory_shed_ratio": 0.1 <= s.memory_shed_ratio <= 1,
         "comfyui_urls": len(s.comfyui_urls) > 0,
+        "comfyui_dirs": len(s.comfyui_dirs) in (0, len(s.comfyui_urls)),
+        "comfyui_unreachable_seconds": s.comfyui_unreachable_seconds > 0,
+        "comfyui_cancel_seconds": s.comfyui_cancel_seconds > 0,
+        "comfyui_quarantine_seconds": s.comfyui_quarantine_seconds > 0,
     }
     for name, fine in bounds.items():
         if not fine:

@@ -5,10 +5,14 @@
     ROOT/.forge-store                      the marker: where it is missing, the volume is not mounted
     ROOT/assets/ab/cd/<sha256>.png         canonical pictures
     ROOT/thumbs/ab/cd/<sha256>.256.webp    made from them, and can be made again
-    ROOT/tmp/<name>.<random>/              one folder per attempt, locked while it is used, gone with it
+    ROOT/uploads/ab/cd/<sha256>.png        pictures that users sent, drawn anew
+    ROOT/tmp/<name>.<random>/              one folder per attempt or upload, locked while used, gone with it
 
 A file appears under its name only when it is whole: written in `tmp`, synced, renamed, and then the folder
 synced too, so that it is still there after a power cut. Storing twice is storing once.
+
+Keeping and renewing share a lock on the marker, removing has it alone: so a removal that looks whether a file
+was touched decides before the next touch or after it, and a process that dies leaves no lock behind.
 """
 
 from __future__ import annotations
@@ -16,15 +20,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO, ClassVar, Literal, ParamSpec, TypeVar
 
 import msgspec
 
@@ -34,10 +40,13 @@ from forge.errors import PictureRefused, StoreMissing, refusal
 MARKER = ".forge-store"
 
 _MARKER_TEXT = b"forge keeps pictures here. Without this file it takes the volume for not mounted.\n"
-_FOLDERS = ("assets", "thumbs", "tmp")
+_FOLDERS = ("assets", "thumbs", "uploads", "tmp")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _WORKSPACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _WRITE_BYTES = 1 << 20  # collected before a thread is asked to write
+
+Kind = Literal["assets", "uploads"]
+"""What a picture is kept as. The two never share a file, though they may share its content."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +64,8 @@ class StoredFile(msgspec.Struct, frozen=True):
 class Store:
     """The pictures under `root`. Whatever touches the volume raises StoreFailed when the volume refuses, and
     DiskFull when it does so for want of room."""
+
+    NO_FILE: ClassVar = "there is no file"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,17 +85,18 @@ class Store:
                 if not create:
                     self._demand_marker()
                 self._found()
+            (self.root / "uploads").mkdir(exist_ok=True)  # a volume of an older forge has none
         self.sweep(stale_seconds)
 
     def marker_present(self) -> bool:
         """Whether this is the volume, and not the empty folder it is mounted on."""
         return (self.root / MARKER).is_file()
 
-    def path(self, content_hash: str, fmt: str) -> Path:
+    def path(self, content_hash: str, fmt: str, kind: Kind = "assets") -> Path:
         """Where a picture lies, or would lie."""
         if fmt not in FORMATS:
             raise ValueError(f"{fmt!r} is not a format forge keeps")
-        return self._folder("assets", content_hash) / f"{content_hash}.{fmt}"
+        return self._folder(kind, content_hash) / f"{content_hash}.{fmt}"
 
     def thumbnail_path(self, content_hash: str, width: int) -> Path:
         """Where a picture's WebP of `width` pixels lies, or would lie."""
@@ -137,15 +149,27 @@ class Store:
             raise
         return size
 
-    async def keep(self, picture: Picture) -> Path:
+    async def keep(self, picture: Picture, kind: Kind = "assets") -> Path:
         """Move a developed picture and its thumbnails to their names; returns its path relative to `root`.
 
         Keeping the same content again renews the file, its time included, so that a removal which has already
         chosen it (`untouched_since`) lets it be.
         """
-        return await _in_thread(self._keep, picture)
+        return await _in_thread(self._keep, picture, kind)
 
-    async def remove(self, content_hash: str, fmt: str, *, untouched_since: float | None = None) -> bool:
+    async def renew(self, content_hash: str, fmt: str) -> bool:
+        """Say that a stored picture is needed again, before the event that says why: as `keep` would.
+
+        Returns False when it is not there; nobody removes it now if it is (`untouched_since`).
+
+        Raises:
+            StoreFailed: also when the marker is missing.
+        """
+        return await _in_thread(self._renew, content_hash, fmt)
+
+    async def remove(
+        self, content_hash: str, fmt: str, kind: Kind = "assets", *, untouched_since: float | None = None
+    ) -> bool:
         """Remove a picture and its thumbnails; says whether the picture was there and went.
 
         With `untouched_since` (Unix seconds) a picture that was kept after that moment stays.
@@ -153,43 +177,88 @@ class Store:
         Raises:
             StoreFailed: also when the marker is missing; nothing is then removed.
         """
-        return await _in_thread(self._remove, content_hash, fmt, untouched_since)
+        return await _in_thread(self._remove, content_hash, fmt, kind, untouched_since)
 
-    async def renew(self, content_hash: str, fmt: str) -> bool:
-        """Renew a picture as keeping it again would, so that a removal lets it be; False if it is gone."""
-        return await _in_thread(self._renew, content_hash, fmt)
-
-    def files(self) -> Iterator[StoredFile]:
-        """Every picture on the volume, in order of hash; blocking, one folder in memory at a time.
+    def files(self, kind: Kind = "assets") -> Iterator[StoredFile]:
+        """Every picture of a kind on the volume, in order of hash; blocking, one folder in memory at a time.
 
         Raises:
             StoreFailed: also when the marker is missing, since "nothing is there" would then be wrong.
         """
         with _volume(self.root):
             self._demand_marker()
-            for first in _sorted(self.root / "assets"):
-                for second in _sorted(first.path):
-                    for entry in _sorted(second.path):
+            for first in _folders(self.root / kind):
+                for second in _folders(first):
+                    for entry in _sorted(second):
                         if found := _stored_file(entry):
                             yield found
+            self._demand_marker()
 
-    def sweep(self, stale_seconds: float) -> int:
+    def sweep(self, stale_seconds: float, *, pretend: bool = False) -> int:
         """Remove what in `tmp` is older than `stale_seconds` and belongs to nobody alive; says how many."""
         swept = 0
         with _volume(self.root):
             self._demand_marker()
             for entry in list(os.scandir(self.root / "tmp")):
                 with contextlib.suppress(FileNotFoundError):  # its owner was faster
-                    # Not mtime: what `remove` puts aside here keeps the one it had.
+                    # Not mtime: who writes a file may set that.
                     old = time.time() - entry.stat(follow_symlinks=False).st_ctime >= stale_seconds
-                    swept += old and _sweep(entry)
+                    swept += old and _sweep(entry, pretend)
         return swept
+
+    def tidy(self, untouched_since: float, *, pretend: bool = False) -> int:
+        """Remove thumbnails whose picture is gone, and folders with nothing in them; says how many.
+
+        What was made after that moment (Unix seconds) stays: somebody may be about to use it.
+
+        Raises:
+            StoreFailed: also when the marker is missing.
+        """
+        gone = 0
+        with _volume(self.root):
+            for kind in ("thumbs", "assets"):
+                for first in _folders(self.root / kind):
+                    for second in _folders(first):
+                        if kind == "thumbs":
+                            gone += sum(self._tidied(t, untouched_since, pretend) for t in _sorted(second))
+                        gone += self._emptied(second, untouched_since, pretend)
+                    gone += self._emptied(first, untouched_since, pretend)
+        return gone
+
+    def misfit(self, content_hash: str, fmt: str, size_bytes: int) -> str:
+        """What is wrong with a stored picture's file at a glance, empty if nothing; blocking.
+
+        Raises:
+            StoreFailed: the volume refuses, or it is not the volume.
+        """
+        path = self.path(content_hash, fmt)
+        with _volume(path):
+            try:
+                there = path.lstat()
+            except FileNotFoundError:
+                self._demand_marker()  # gone with everything else?
+                return self.NO_FILE
+        if not stat.S_ISREG(there.st_mode):
+            return "it is not a file"
+        return "" if there.st_size == size_bytes else f"it has {there.st_size} bytes, not {size_bytes}"
+
+    def fault(self, content_hash: str, fmt: str) -> str:
+        """The same after reading all of it; blocking."""
+        path = self.path(content_hash, fmt)
+        with _volume(path):
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    return "" if digest == content_hash else "its bytes are not the ones stored"
+            except FileNotFoundError:
+                self._demand_marker()
+                return self.NO_FILE
 
     def _found(self) -> None:
         # Empty folders are what a process left that was stopped right here; `lost+found` is a fresh volume's.
         # Another process may be founding it right now: each step allows for that.
         strangers = {entry.name for entry in self.root.iterdir()} - {*_FOLDERS, "lost+found"}
-        if strangers or any(any((self.root / kind).glob("*")) for kind in ("assets", "thumbs")):
+        if strangers or any(any((self.root / kind).glob("*")) for kind in _FOLDERS[:-1]):
             self._demand_marker()
         for folder in _FOLDERS:
             (self.root / folder).mkdir(exist_ok=True)
@@ -210,14 +279,56 @@ class Store:
         if not self.marker_present():
             raise StoreMissing(f"{self.root} has no {MARKER}: is the volume mounted?")
 
-    def _keep(self, picture: Picture) -> Path:
-        final = self.path(picture.content_hash, picture.format)
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Keepers share it, a removal has it alone; it is held for as long as a file takes, not longer."""
+        self._demand_marker()
+        descriptor = os.open(self.root / MARKER, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _renew(self, content_hash: str, fmt: str) -> bool:
+        final = self.path(content_hash, fmt)
+        with _volume(final), self._locked(fcntl.LOCK_SH):
+            try:
+                os.utime(final)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _tidied(self, entry: os.DirEntry[str], untouched_since: float, pretend: bool) -> bool:
+        content_hash = entry.name.partition(".")[0]
+        if not _HASH.fullmatch(content_hash) or not entry.name.endswith(".webp"):
+            return False
+        with self._locked(fcntl.LOCK_EX), contextlib.suppress(FileNotFoundError):
+            if entry.stat(follow_symlinks=False).st_mtime > untouched_since:
+                return False
+            if any(self.path(content_hash, fmt).exists() for fmt in FORMATS):
+                return False
+            if not pretend:
+                os.unlink(entry.path)
+            return True
+        return False
+
+    def _emptied(self, folder: Path, untouched_since: float, pretend: bool) -> bool:
+        with self._locked(fcntl.LOCK_EX), contextlib.suppress(FileNotFoundError):
+            if folder.stat().st_mtime > untouched_since or any(folder.iterdir()):
+                return False
+            if not pretend:
+                folder.rmdir()
+            return True
+        return False
+
+    def _keep(self, picture: Picture, kind: Kind) -> Path:
+        final = self.path(picture.content_hash, picture.format, kind)
         moves = [
             *((file, self.thumbnail_path(picture.content_hash, w)) for w, file in picture.thumbnails.items()),
             (picture.path, final),  # last: who sees the picture sees its thumbnails
         ]
-        with _volume(final):
-            self._demand_marker()
+        with _volume(final), self._locked(fcntl.LOCK_SH):
             # Only the picture's folders are synced: a thumbnail that a power cut takes can be made again.
             *_, changed = [_made(target.parent) for _, target in moves]
             for source, target in moves:
@@ -226,34 +337,20 @@ class Store:
                 _sync(folder)
         return final.relative_to(self.root)
 
-    def _renew(self, content_hash: str, fmt: str) -> bool:
-        final = self.path(content_hash, fmt)
-        with _volume(final):
-            self._demand_marker()
+    def _remove(self, content_hash: str, fmt: str, kind: Kind, untouched_since: float | None) -> bool:
+        final = self.path(content_hash, fmt, kind)
+        with _volume(final), self._locked(fcntl.LOCK_EX):
+            there = True
             try:
-                os.utime(final)
-            except FileNotFoundError:
-                return False
-        return True
-
-    def _remove(self, content_hash: str, fmt: str, untouched_since: float | None) -> bool:
-        final = self.path(content_hash, fmt)
-        aside = self.root / "tmp" / f"removed.{secrets.token_hex(8)}"
-        with _volume(final):
-            self._demand_marker()
-            try:
-                # Taken away before it is judged: a `keep` from now on puts a new one in its place.
-                final.rename(aside)
+                if untouched_since is not None and final.stat().st_mtime > untouched_since:
+                    return False
+                final.unlink()
             except FileNotFoundError:
                 there = False
-            else:
-                if untouched_since is not None and aside.stat().st_mtime > untouched_since:
-                    aside.rename(final)
-                    return False
-                there = True
-            for thumbnail in self._folder("thumbs", content_hash).glob(f"{content_hash}.*.webp"):
-                thumbnail.unlink(missing_ok=True)
-            aside.unlink(missing_ok=True)
+            if kind == "assets":
+                # after the picture: thumbnails that a kill leaves are found by `tidy`, or by saying it again
+                for thumbnail in self._folder("thumbs", content_hash).glob(f"{content_hash}.*.webp"):
+                    thumbnail.unlink(missing_ok=True)
         return there
 
 
@@ -303,24 +400,35 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _sweep(entry: os.DirEntry[str]) -> bool:
+def _sweep(entry: os.DirEntry[str], pretend: bool) -> bool:
     if not entry.is_dir(follow_symlinks=False):
-        os.unlink(entry.path)
+        if not pretend:
+            os.unlink(entry.path)
         return True
     try:
         lock = _lock(Path(entry.path))
     except BlockingIOError:
         return False
     try:
-        shutil.rmtree(entry.path, ignore_errors=True)
+        if not pretend:
+            shutil.rmtree(entry.path, ignore_errors=True)
     finally:
         os.close(lock)
     return True
 
 
-def _sorted(folder: Path | str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
+def _sorted(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        if folder.name in _FOLDERS:  # one of the volume's own
+            raise
+        return []  # it was empty, and is gone by now
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _sorted(folder) if entry.is_dir(follow_symlinks=False)]
 
 
 def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:
@@ -328,10 +436,10 @@ def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:
     if fmt not in FORMATS or not _HASH.fullmatch(content_hash):
         return None
     try:
-        stat = entry.stat(follow_symlinks=False)
+        there = entry.stat(follow_symlinks=False)
     except FileNotFoundError:  # removed since the folder was read
         return None
-    return StoredFile(content_hash, fmt, stat.st_size, stat.st_mtime)
+    return StoredFile(content_hash, fmt, there.st_size, there.st_mtime)
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

@@ -274,14 +274,22 @@ async def test_a_read_waits_for_what_it_must_tell_of(serve: Serve) -> None:
         assert late.parts.live.checkpoint.seq >= 0
 
 
-async def test_waiting_for_the_future_is_bounded(
-    mei: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("forge.api.checkpoint.WAIT_SECONDS", 0.3)
+async def test_what_has_not_happened_is_not_waited_for(mei: httpx.AsyncClient) -> None:
     for path in ("/queue", "/assets", "/stats", f"/jobs/{uuid4()}", f"/assets/{uuid4()}"):
         answer = await mei.get(path, params={"min_seq": 10**12})
-        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
-        assert int(answer.headers["retry-after"]) > 0
+        assert answer.status_code == 422, path
+        assert [error["field"] for error in answer.json()["errors"]] == ["min_seq"], path
+
+
+async def test_waiting_for_the_tables_is_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge.api.checkpoint.WAIT_SECONDS", 0.3)
+    late = await serve(projecting=False)
+    async with late.client("mei") as mei:
+        job = (await mei.post("/jobs", json={"job_type": "ui_icon", "params": {}})).json()
+        for path in ("/queue", "/assets", "/stats", f"/jobs/{uuid4()}", f"/assets/{uuid4()}"):
+            answer = await mei.get(path, params={"min_seq": job["seq"]})
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
+            assert int(answer.headers["retry-after"]) > 0
 
 
 # ----------------------------------------------------------------- servers away

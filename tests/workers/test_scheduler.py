@@ -12,6 +12,7 @@ from forge import database
 from forge.database import Pool
 from forge.events.system import DiskCrossed, MetricSampled
 from forge.eventstore import EventStore
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import DISK_CROSSED, METRICS
@@ -27,7 +28,8 @@ async def pool(settings: Settings) -> AsyncIterator[Pool]:
 def scheduler(nc: Client, pool: Pool, settings: Settings, limit: int) -> Scheduler:
     store = Store(settings.assets_dir)
     store.open()
-    return Scheduler(nc, pool, store, msgspec.structs.replace(settings, disk_limit_bytes=limit))
+    small = msgspec.structs.replace(settings, disk_limit_bytes=limit)
+    return Scheduler(nc, pool, store, small, Retention(EventStore(nc), pool, store, small))
 
 
 def test_what_is_not_a_picture_of_a_known_type_has_a_name_too() -> None:

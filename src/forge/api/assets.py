@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import unicodedata
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import asyncpg
-from litestar import HttpMethod, Request, Response, Router, delete, get, route
+from litestar import HttpMethod, Request, Response, Router, delete, get, put, route
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from forge.api import cursors, edge, files, openapi
@@ -19,20 +21,32 @@ from forge.api.fresh import MinSeq, item, listing
 from forge.api.jobs import history_item
 from forge.api.parts import Parts, parts_of
 from forge.api.problems import documented
-from forge.api.schemas import AssetPage, AssetView, History
+from forge.api.schemas import AssetPage, AssetUsage, AssetView, History, UserReads
 from forge.api.views import asset_of_row
 from forge.canonical import THUMBNAIL_WIDTHS
 from forge.commands import SUBMIT_SECONDS
-from forge.errors import LogUnavailable, PictureRefused, StoreFailed
-from forge.events.assets import AssetDeleted, AssetGivenUp, AssetReady, AssetStored
+from forge.errors import ForgeError, LogUnavailable, NotFound, PictureRefused, StoreFailed
+from forge.events.assets import (
+    AssetDamaged,
+    AssetDeleted,
+    AssetGivenUp,
+    AssetLost,
+    AssetPin,
+    AssetPinned,
+    AssetReady,
+    AssetStored,
+    AssetUnpinned,
+)
 from forge.events.envelope import Recorded
 from forge.follower import follow
 from forge.projections import inventory as table
+from forge.store import Store
 from forge.topology import asset as facts_of
+from forge.topology import pins
 
 Asked = Request[Any, Any, Any]
 
-Text = Annotated[str | None, QueryParameter(max_length=200)]
+Text = Annotated[str | None, QueryParameter(min_length=1, max_length=edge.MAX_ID)]
 Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format": "date-time"})]
 Order = Literal["-created_at", "created_at", "-file_size_bytes", "file_size_bytes"]
 
@@ -40,8 +54,13 @@ WIDTHS = (64, 128, *THUMBNAIL_WIDTHS, 768, 1024, 1536, 2048)
 """Thumbnails there can be; any other width gets the next larger one."""
 
 _SHORTEST_SEARCH = 3
-_MOST_WORDS = 8
+_SIGNS = re.compile(
+    "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Signs of which one or two are a word already; the tables index them one by one and in pairs."""
+
 _HISTORY_SECONDS = 5.0
+_REPORT_SECONDS = 1.0
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -60,7 +79,11 @@ async def find(
     created_after: Time = None,
     created_before: Time = None,
     q: Annotated[
-        str | None, QueryParameter(max_length=200, description="Words that all occur; 3 letters or more.")
+        str | None,
+        QueryParameter(
+            max_length=200,
+            description="Up to 8 words that all occur; one has 3 letters or more, or a Chinese sign.",
+        ),
     ] = None,
     sort: FromQuery[Order] = "-created_at",
     limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
@@ -104,10 +127,10 @@ def _words(q: str | None) -> tuple[str, ...]:
         return ()
     edge.name("q", q, 200)
     words = tuple(unicodedata.normalize("NFC", q).lower().split())
-    if max(len(word) for word in words) < _SHORTEST_SEARCH:
-        raise edge.invalid("q", f"must have a word of at least {_SHORTEST_SEARCH} letters")
-    if len(words) > _MOST_WORDS:
-        raise edge.invalid("q", f"must have at most {_MOST_WORDS} words")
+    if max(len(word) for word in words) < _SHORTEST_SEARCH and not any(map(_SIGNS.search, words)):
+        raise edge.invalid("q", f"must have a word of at least {_SHORTEST_SEARCH} letters, or a Chinese sign")
+    if len(words) > table.MOST_WORDS:
+        raise edge.invalid("q", f"must have at most {table.MOST_WORDS} words")
     return words
 
 
@@ -155,9 +178,31 @@ async def file(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None)
     parts = parts_of(request)
     row = (await _row(request, asset_id, min_seq)).content
     path = parts.blobs.path(row["content_hash"], row["format"])
-    return await files.send(
-        request, path, row["content_hash"], _MEDIA_TYPES[row["format"]], size=row["file_size_bytes"]
+    try:
+        sent = await files.send(
+            request, path, row["content_hash"], _MEDIA_TYPES[row["format"]], digest=row["content_hash"]
+        )
+    except files.Unfit as unfit:
+        await _report(parts, row, unfit)
+        raise
+    return _counted(request, asset_id, sent)
+
+
+async def _report(parts: Parts, row: asyncpg.Record, unfit: files.Unfit) -> None:
+    """Say it by event, for the scheduler to see to; the answer does not wait long for that."""
+    kind = AssetLost if unfit.found == Store.NO_FILE else AssetDamaged
+    fault = kind(
+        asset_id=row["id"],
+        asset_type=row["asset_type"],
+        content_hash=row["content_hash"],
+        format=row["format"],
+        file_size_bytes=row["file_size_bytes"],
+        found=unfit.found,
+        stored_seq=row["seq"],
     )
+    with suppress(ForgeError, TimeoutError):
+        async with asyncio.timeout(_REPORT_SECONDS):
+            await parts.retention.report(fault, actor="api")
 
 
 @route(
@@ -186,7 +231,30 @@ async def thumbnail(
     path = parts.blobs.thumbnail_path(row["content_hash"], wide)
     if not await asyncio.to_thread(path.is_file):
         await _made(parts, row, wide, path)
-    return await files.send(request, path, f"{row['content_hash']}.{wide}", "image/webp")
+    sent = await files.send(request, path, f"{row['content_hash']}.{wide}", "image/webp")
+    return _counted(request, asset_id, sent)
+
+
+def _counted(request: Asked, asset_id: UUID, sent: Response[bytes]) -> Response[bytes]:
+    """Take note that the picture, a part or a thumbnail of it was fetched, or asked for once more."""
+    if request.method == "GET":
+        parts_of(request).reads.count(asset_id, caller_of(request).user, datetime.now(UTC))
+    return sent
+
+
+@get("/assets/{asset_id:uuid}/usage", responses=documented(404, 422), operation_id="getAssetUsage")
+async def usage(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[AssetUsage]:
+    """Who fetched the file or a thumbnail, how often and when; up to the last flush of each API. An operator
+    sees everybody, anyone else itself only."""
+    parts, tenant = parts_of(request), caller_of(request).tenant
+
+    async def look(connection: Any) -> AssetUsage | None:
+        if await table.asset(connection, asset_id, tenant) is None:
+            return None
+        rows = await table.used(connection, asset_id, tenant)
+        return AssetUsage(items=[UserReads(**row) for row in rows])
+
+    return await item(parts, min_seq, look, f"there is no asset {asset_id}", about=asset_id)
 
 
 async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> None:
@@ -225,11 +293,14 @@ async def _references(request: Asked, asset_id: UUID) -> list[asyncpg.Record]:
 async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record]) -> list[Recorded]:
     """Each reference's storing, where its row says it stands, and what the asset's subjects tell since."""
     stored = [await parts.store.at(r["seq"], timeout=SUBMIT_SECONDS) for r in references]
-    filters = {facts_of(r["character_id"], r["asset_type"], asset_id) for r in references}
+    places = [(r["character_id"], r["asset_type"], asset_id) for r in references]
+    filters = {filter_of(*place) for place in places for filter_of in (facts_of, pins)}
     found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
     async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
         async for batch in batches:
-            found |= {r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp)}
+            found |= {
+                r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp | AssetPin)
+            }
             if batch.caught_up:
                 break
     return [found[seq] for seq in sorted(found)]
@@ -262,4 +333,44 @@ async def give_up(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
     return Response(None, status_code=204, headers={"x-forge-seq": str(seq)})
 
 
-router = Router("/", route_handlers=[find, read, file, thumbnail, history, give_up], tags=["assets"])
+@put("/assets/{asset_id:uuid}/pin", status_code=204, responses=documented(404), operation_id="pinAsset")
+async def pin(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
+    """Pin an asset: it does not expire and does not make room, until it is unpinned or deleted."""
+    return await _pinned(request, asset_id, AssetPinned)
+
+
+@delete("/assets/{asset_id:uuid}/pin", status_code=204, responses=documented(404), operation_id="unpinAsset")
+async def unpin(request: Asked, asset_id: FromPath[UUID]) -> Response[None]:
+    """Unpin an asset: it lives as long as it was given, which may be over."""
+    return await _pinned(request, asset_id, AssetUnpinned)
+
+
+async def _pinned(
+    request: Asked, asset_id: UUID, fact: type[AssetPinned] | type[AssetUnpinned]
+) -> Response[None]:
+    """Say so about each of the caller's references that is still there; 404 when none is by now."""
+    parts, caller = parts_of(request), caller_of(request)
+    seqs: list[int] = []
+    gone: NotFound | None = None
+    for row in {row["job_id"]: row for row in await _references(request, asset_id)}.values():
+        wanted = fact(
+            asset_id=asset_id,
+            asset_type=row["asset_type"],
+            job_id=row["job_id"],
+            user_id=row["user_id"],
+            session_id=row["session_id"],
+            character_id=row["character_id"],
+        )
+        try:
+            seqs.append(await parts.library.pin(wanted, actor=caller.actor, within=SUBMIT_SECONDS))
+        except NotFound as error:
+            gone = error
+    if not seqs and gone is not None:
+        raise gone
+    parts.live.wrote(max(seqs), about=asset_id)
+    return Response(None, status_code=204, headers={"x-forge-seq": str(max(seqs))})
+
+
+router = Router(
+    "/", route_handlers=[find, read, file, thumbnail, usage, history, give_up, pin, unpin], tags=["assets"]
+)

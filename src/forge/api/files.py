@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import re
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
 from forge.errors import StoreFailed
+from forge.store import Store
 
 _CHUNK = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -66,58 +70,99 @@ def matches(header: str | None, etag: str) -> bool:
     return etag in tags or "*" in tags
 
 
+class Unfit(StoreFailed):
+    """The stored file cannot be sent; ``found`` says what is wrong with it."""
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+        super().__init__(f"the stored file cannot be sent: {found}")
+
+
+class _Open:
+    """A file that is open from before the answer begins: its name may go, its bytes stay until the end.
+
+    Closed by the last who holds it, since an answer without body (HEAD, a client that left) reads nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        there = os.fstat(self.descriptor)
+        self.size, self.state = there.st_size, (there.st_dev, there.st_ino, there.st_ctime_ns, there.st_size)
+
+    def read(self, start: int, count: int) -> bytes:
+        return os.pread(self.descriptor, count, start)
+
+    def digest(self) -> str:
+        sha256, start = hashlib.sha256(), 0
+        while chunk := self.read(start, _CHUNK):
+            sha256.update(chunk)
+            start += len(chunk)
+        return sha256.hexdigest()
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 async def send(
-    request: Request[Any, Any, Any], path: Path, etag: str, media_type: str, *, size: int | None = None
+    request: Request[Any, Any, Any], path: Path, etag: str, media_type: str, *, digest: str | None = None
 ) -> Response[Any]:
     """The file, a part of it, or word that the client has it already.
 
-    ``etag`` stands for its bytes for ever. ``size`` is what it must have.
+    ``etag`` stands for its bytes for ever. ``digest`` is their SHA-256: compared before the first is sent,
+    and again when the file has changed since.
 
     Raises:
-        StoreFailed: it is missing, or not what was stored.
+        Unfit: it is missing, or not what was stored.
         HTTPException: 416, with the size.
     """
     quoted = f'"{etag}"'
     headers = _HEADERS | {"etag": quoted}
     if matches(request.headers.get("if-none-match"), quoted):
         return Response(b"", status_code=304, headers=headers, media_type=media_type)
-    there = await asyncio.to_thread(_size, path)
-    if size is not None and there != size:
-        raise StoreFailed("the stored file is damaged")
+    file = await asyncio.to_thread(_opened, path, digest)
     wanted = request.headers.get("range")
     if request.headers.get("if-range") not in (None, quoted):
         wanted = None
     try:
-        part = part_of(wanted, there)
+        part = part_of(wanted, file.size)
     except ValueError:
         raise HTTPException(
             status_code=416,
-            detail=f"the file has {there} bytes",
-            headers={"content-range": f"bytes */{there}"},
+            detail=f"the file has {file.size} bytes",
+            headers={"content-range": f"bytes */{file.size}"},
         ) from None
-    status, start, end = (200, 0, there) if part is None else (206, part.start, part.end)
+    status, start, end = (200, 0, file.size) if part is None else (206, part.start, part.end)
     if part is not None:
-        headers["content-range"] = f"bytes {start}-{end - 1}/{there}"
+        headers["content-range"] = f"bytes {start}-{end - 1}/{file.size}"
     headers["content-length"] = str(end - start)
-    return Stream(_read(path, start, end), status_code=status, headers=headers, media_type=media_type)
+    return Stream(_read(file, start, end), status_code=status, headers=headers, media_type=media_type)
 
 
-def _size(path: Path) -> int:
+_compared: OrderedDict[tuple[int, int, int, int], str] = OrderedDict()
+_COMPARED_KEPT = 20_000
+
+
+def _opened(path: Path, digest: str | None) -> _Open:
     try:
-        return path.stat().st_size
+        file = _Open(path)
+        if digest is not None and _compared.get(file.state) != digest:
+            if file.digest() != digest:
+                raise Unfit("its bytes are not the ones stored")
+            _compared[file.state] = digest
+            while len(_compared) > _COMPARED_KEPT:
+                _compared.popitem(last=False)
+    except FileNotFoundError:
+        raise Unfit(Store.NO_FILE) from None
     except OSError as error:
-        raise StoreFailed(f"the stored file cannot be read: {error.strerror}") from error
+        raise Unfit(error.strerror or repr(error)) from error
+    return file
 
 
-async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb", 0)
-    try:
-        await asyncio.to_thread(file.seek, start)
-        while start < end:
-            chunk = await asyncio.to_thread(file.read, min(_CHUNK, end - start))
-            if not chunk:
-                raise StoreFailed("the stored file became shorter")
-            yield chunk
-            start += len(chunk)
-    finally:
-        file.close()
+async def _read(file: _Open, start: int, end: int) -> AsyncIterator[bytes]:
+    while start < end:
+        chunk = await asyncio.to_thread(file.read, start, min(_CHUNK, end - start))
+        if not chunk:
+            raise StoreFailed("the stored file became shorter")
+        yield chunk
+        start += len(chunk)

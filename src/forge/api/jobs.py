@@ -31,7 +31,7 @@ from forge.api.schemas import (
     SubmitJob,
 )
 from forge.api.views import job_of_log, job_of_row
-from forge.comfyui.workflows import pictures
+from forge.comfyui.workflows import pictures, uploads
 from forge.commands import SUBMIT_SECONDS, JobRequest, Loaded, fingerprint
 from forge.domain import params
 from forge.domain.ids import derived_id, keyed_job_id, new_id
@@ -173,6 +173,7 @@ def _request(parts: Parts, asked: SubmitJob, field: str, *, id: UUID, **more: An
         session_id=asked.session_id,
         character_id=asked.character_id,
         ttl_seconds=asked.ttl_seconds,
+        uploads={f"{field}params.{p}": UUID(u) for p, u in uploads(workflow, resolved).items()},
         **more,
     )
 

@@ -11,13 +11,14 @@ from uuid import UUID
 
 import asyncpg
 from litestar import Request, Response, Router, get
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
 from forge.api import cursors, edge
 from forge.api.disk import disk_stats
 from forge.api.fresh import MinSeq, listing
 from forge.api.parts import Parts, parts_of
-from forge.api.problems import documented
+from forge.api.problems import documented, documented_for_all
 from forge.api.schemas import (
     CacheStats,
     Catalogue,
@@ -183,7 +184,14 @@ async def livez() -> str:
     return "ok\n"
 
 
-@get("/readyz", tags=["health"], security=[], operation_id="getReadiness")
+@get(
+    "/readyz",
+    tags=["health"],
+    security=[],
+    operation_id="getReadiness",
+    responses=documented_for_all()
+    | {503: ResponseSpec(Readiness, description="Something is missing.", generate_examples=False)},
+)
 async def readyz(request: Asked) -> Response[Readiness]:
     """Whether everything forge needs is there: 200 or 503, with each check."""
     parts = parts_of(request)

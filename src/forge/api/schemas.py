@@ -14,6 +14,8 @@ from forge.events.system import Level
 
 MAX_TTL_SECONDS = 10 * 366 * 86400
 
+CleanupReason = Literal["expired", "old", "evicted", "lost", "damaged", "orphaned", "temporary"]
+
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
@@ -37,6 +39,19 @@ class SubmitBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Several requests that are admitted together or not at all."""
 
     jobs: Annotated[list[SubmitJob], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class CleanUp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What should go: for these reasons, of this type, made or changed so long ago.
+
+    Without reasons: everything but `evicted`, which makes room as a full disk would; `old` only with an age.
+    """
+
+    dry_run: bool = False
+    reasons: Annotated[list[CleanupReason], msgspec.Meta(min_length=1, max_length=7)] | None = None
+    older_than_seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_TTL_SECONDS)] | None = None
+    asset_type: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+    confirm: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 # ----------------------------------------------------------------------- jobs
@@ -152,6 +167,7 @@ class AssetView(msgspec.Struct, frozen=True, kw_only=True):
     last_accessed_at: datetime | None
     created_at: datetime
     expires_at: datetime | None
+    pinned: bool
     url: str
     thumbnail_url: str
     job_id: UUID
@@ -167,6 +183,103 @@ class AssetPage(msgspec.Struct, frozen=True, kw_only=True):
     items: list[AssetView]
     next_cursor: str | None
     total_estimate: int
+
+
+# -------------------------------------------------------------------- uploads
+
+
+class UploadView(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of the caller's own; its id is the value of a param of type image. Hash and size are those of
+    the PNG it was drawn into."""
+
+    id: UUID
+    user_id: str
+    content_hash: str
+    format: str
+    file_size_bytes: int
+    width: int
+    height: int
+    url: str
+    created_at: datetime
+    expires_at: datetime
+    seq: int
+
+
+class UserReads(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one user fetched an asset's file or a thumbnail of it, and when."""
+
+    user_id: str
+    reads: int
+    first_at: datetime
+    last_at: datetime
+
+
+class AssetUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Who fetched an asset, latest first."""
+
+    items: list[UserReads]
+
+
+# ----------------------------------------------------------------------- keys
+
+
+class CreateKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for a key: a player's own, a service's, which may act for players, or an operator's."""
+
+    role: Annotated[str, msgspec.Meta(pattern="^(player|service|operator)$")]
+    user_id: _Id
+    label: _Id | None = None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key without what opens the door; ``created_by`` and ``revoked_by`` are actors as in histories."""
+
+    id: str
+    role: str
+    user_id: str
+    label: str | None
+    created_at: datetime
+    created_by: str
+    revoked_at: datetime | None
+    revoked_by: str | None
+    seq: int
+
+
+class KeyCreatedView(KeyView, frozen=True, kw_only=True):
+    """A key that was just created; ``key`` is told this once."""
+
+    key: str
+
+
+class KeyList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every key, oldest first."""
+
+    items: list[KeyView]
+
+
+class CleanupCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Assets, or files, and their bytes."""
+
+    assets: int
+    bytes: int
+
+
+class CleanupView(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes, or would go with `dry_run`.
+
+    `held`: it is much of the `of` assets there are, so nothing goes until `confirm` says `assets`. With an
+    `id` it was asked for, and never more goes than is shown here; files follow after a grace.
+    """
+
+    dry_run: bool
+    held: bool
+    assets: int
+    bytes: int
+    of: int
+    by_reason: dict[str, CleanupCount]
+    by_type: dict[str, CleanupCount]
+    id: UUID | None = None
+    seq: int | None = None
 
 
 # ----------------------------------------------------------------- operations

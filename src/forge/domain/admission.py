@@ -1,12 +1,13 @@
 """Whether somebody may be granted more jobs: places in the queue, generations an hour, room for pictures.
 
-Folds of the log without I/O or clock: :class:`Grants` for the hour (L8), :class:`Sizes` for how large
-pictures of a type are. The demands raise when what is asked for does not fit.
+Folds of the log without I/O or clock: :class:`Grants` for the hour (L8), :class:`Balances` for what
+sessions and characters hold (L3, L4), :class:`Sizes` for how large pictures of a type are. The demands raise
+when what is asked for does not fit.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import islice
@@ -14,7 +15,7 @@ from uuid import UUID
 
 from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_QUEUED_JOBS, MAX_SESSION_BYTES
 from forge.errors import Limit, LimitReached, QueueFull
-from forge.events.assets import AssetStored
+from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobCompleted, JobRetried, JobSubmitted
 
@@ -22,6 +23,9 @@ HOUR = timedelta(hours=1)
 
 FIRST_GUESS_BYTES = 1_500_000
 """How large a picture is taken to be before one of its type was stored."""
+
+REMEMBERED = 100_000
+"""Sessions, and characters, whose balance is kept in memory."""
 
 _Grant = tuple[datetime, UUID]
 
@@ -89,6 +93,52 @@ class Sizes:
     def _mean(self, asset_type: str) -> int:
         count, total = self._seen.get(asset_type, (1, FIRST_GUESS_BYTES))
         return total // count
+
+
+class Balances:
+    """What sessions and characters held when their ledgers last moved, for as many as are remembered."""
+
+    def __init__(self, remembered: int = REMEMBERED) -> None:
+        self._sessions = _Newest(remembered)
+        self._characters = _Newest(remembered)
+
+    def apply(self, record: Recorded) -> None:
+        """Take in one event of the log."""
+        match record.event:
+            case AssetStored(session_id=str(id_), session_bytes=int(held)):
+                self._sessions.note(id_, held)
+            case SessionReleased(session_id=id_, session_bytes=held):
+                self._sessions.note(id_, held)
+            case AssetReady(character_id=str(id_), character_assets=int(held)):
+                self._characters.note(id_, held)
+            case AssetGivenUp(character_id=str(id_), character_assets=int(held)):
+                self._characters.note(id_, held)
+
+    def session(self, id_: str) -> int | None:
+        """Bytes; None when only the log knows."""
+        return self._sessions.get(id_)
+
+    def character(self, id_: str) -> int | None:
+        """Assets; None when only the log knows."""
+        return self._characters.get(id_)
+
+
+class _Newest:
+    """The newest number under each name; of a name that was never heard of it is 0."""
+
+    def __init__(self, remembered: int) -> None:
+        self._remembered, self._complete = remembered, True
+        self._held: OrderedDict[str, int] = OrderedDict()
+
+    def note(self, name: str, held: int) -> None:
+        self._held[name] = held
+        self._held.move_to_end(name)
+        if len(self._held) > self._remembered:
+            self._held.popitem(last=False)
+            self._complete = False
+
+    def get(self, name: str) -> int | None:
+        return self._held.get(name, 0 if self._complete else None)
 
 
 def demand_places(queued: int, wanted: int) -> None:

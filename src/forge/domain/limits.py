@@ -21,6 +21,12 @@ MAX_ATTEMPTS = 3
 MAX_ADOPTIONS = 3
 """Workers that may take over one attempt before it counts as failed: a job that kills its worker must end."""
 
+MAX_UPLOAD_BYTES = 10 * 1024 * 1024
+MAX_UPLOAD_PIXELS = 4096 * 4096
+"""Of a picture that a user sends, before it is decoded."""
+MAX_REDIRECTIONS = 20
+"""Times one attempt may go to another backend because the one chosen took no connection."""
+
 PRIORITIES = range(1, 11)
 DEFAULT_PRIORITY = 5
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from forge.events.catalogue import Event, Moment, event
 
 
@@ -98,6 +100,52 @@ class AssetExpired(AssetGivenUp, frozen=True, kw_only=True):
     """The asset's time was over."""
 
 
+class AssetPin(Event, frozen=True, kw_only=True):
+    """Whether one job's reference to an asset stays whatever its time or the disk says."""
+
+    asset_id: UUID
+    asset_type: str
+    job_id: UUID
+    user_id: str
+    session_id: str | None = None
+    character_id: str | None = None
+
+
+@event("asset.pinned")
+class AssetPinned(AssetPin, frozen=True, kw_only=True):
+    """Its owner wants to keep it: it neither expires nor makes room."""
+
+
+@event("asset.unpinned")
+class AssetUnpinned(AssetPin, frozen=True, kw_only=True):
+    """It lives as long as it was given, and no longer."""
+
+
+class AssetFault(Event, frozen=True, kw_only=True):
+    """What was found where the file of a content should be; ``found`` says it in words.
+
+    ``stored_seq`` is the storing that it belies.
+    """
+
+    asset_id: UUID
+    asset_type: str
+    content_hash: str
+    format: str
+    file_size_bytes: int
+    found: str
+    stored_seq: int
+
+
+@event("asset.lost")
+class AssetLost(AssetFault, frozen=True, kw_only=True):
+    """There is a row, and no file."""
+
+
+@event("asset.damaged")
+class AssetDamaged(AssetFault, frozen=True, kw_only=True):
+    """There is a file, and it is not the picture that was stored."""
+
+
 @event("session.released")
 class SessionReleased(Event, frozen=True, kw_only=True):
     """A session got bytes back, because one of its jobs' references is gone; ``session_bytes`` are left."""
@@ -108,3 +156,21 @@ class SessionReleased(Event, frozen=True, kw_only=True):
     user_id: str
     released_bytes: int
     session_bytes: int
+
+
+class Reads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often one user fetched one asset since it was last told, and when first and last."""
+
+    asset_id: UUID
+    user_id: str
+    count: int
+    first_at: Moment
+    last_at: Moment
+
+
+@event("asset.accessed")
+class AssetsAccessed(Event, frozen=True, kw_only=True):
+    """Pictures were fetched: what one API counted in a few seconds; ``source`` names the API."""
+
+    source: str
+    reads: list[Reads]

@@ -96,6 +96,22 @@ class JobAdopted(Event, frozen=True, kw_only=True):
     worker: str
 
 
+@event("job.redirected")
+class JobRedirected(Event, frozen=True, kw_only=True):
+    """The backend of a running attempt took no connection, so nothing was sent: the attempt goes to another.
+
+    ``redirection`` counts them within the attempt; ``reason`` says why it is this backend now.
+    """
+
+    job_id: UUID
+    user_id: str
+    attempt: int
+    redirection: int
+    worker: str
+    backend: str
+    reason: str
+
+
 @event("job.attempt_failed")
 class JobAttemptFailed(Event, frozen=True, kw_only=True):
     """An attempt came to nothing; the job waits again, not before ``retry_at``."""
@@ -153,5 +169,5 @@ class JobCancelled(Event, frozen=True, kw_only=True):
 
 
 Admission = JobSubmitted | JobRetried
-JobFact = JobStarted | JobAdopted | JobAttemptFailed | JobCompleted | JobFailed | JobCancelled
+JobFact = JobStarted | JobAdopted | JobRedirected | JobAttemptFailed | JobCompleted | JobFailed | JobCancelled
 Terminal = JobCompleted | JobFailed | JobCancelled

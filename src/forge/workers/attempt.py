@@ -2,7 +2,8 @@
 
 An attempt is one prompt at ComfyUI, whose id follows from job and attempt: a redelivered order finds it there
 and adopts it instead of drawing twice. A place is given back only when the outcome is in the log and ComfyUI
-neither runs nor queues the prompt.
+neither runs nor queues the prompt. However an attempt ends, nothing of it stays at ComfyUI: no prompt, no
+entry in its history, and no files where forge shares its folders.
 """
 
 from __future__ import annotations
@@ -21,12 +22,24 @@ from nats.aio.client import Client
 
 from forge.comfyui.backends import Backends
 from forge.comfyui.client import Comfy
+from forge.comfyui.folders import Folders
 from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
 from forge.commands import Jobs, Loaded, no_entries
 from forge.domain.assets import produced
 from forge.domain.ids import asset_id, prompt_id
-from forge.domain.jobs import Adopt, Complete, FailAttempt, Reuse, Start, Status, exhausted
+from forge.domain.jobs import (
+    Adopt,
+    Complete,
+    FailAttempt,
+    Redirect,
+    Reuse,
+    Start,
+    Status,
+    exhausted,
+    sent_to,
+    stranded,
+)
 from forge.errors import (
     BackendUnreachable,
     BackendWedged,
@@ -34,9 +47,11 @@ from forge.errors import (
     ForgeError,
     LimitReached,
     LogUnavailable,
+    NeverSent,
     PromptLost,
     PromptRejected,
     StaleAttempt,
+    UploadGone,
     WorkflowInvalid,
 )
 from forge.events.assets import AssetStored
@@ -45,6 +60,8 @@ from forge.images import Picture, Workshop
 from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.store import Store
+from forge.uploads import Uploads
+from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
@@ -56,18 +73,20 @@ MAX_PICTURE_BYTES = 256 * 1024 * 1024
 
 
 class Studio(msgspec.Struct, frozen=True):
-    """What every attempt of this worker works with."""
+    """What every attempt of this worker works with; ``folders`` by the address of their backend."""
 
     worker: str
     nc: Client
     jobs: Jobs
     library: Library
     shelf: Shelf
+    uploads: Uploads
     backends: Backends
+    folders: dict[str, Folders]
     workflows: dict[str, Workflow]
     store: Store
     workshop: Workshop
-    asset_ttl_seconds: int
+    ttl_of: Callable[[str], int]
     capacity: Capacity
 
 
@@ -90,13 +109,11 @@ class Attempt:
             flow.cancel()
             notice.cancel()
             await asyncio.gather(flow, notice, return_exceptions=True)
-        await self._withdraw()
-        return Outcome.DONE
+        return await self._withdraw()
 
     async def _flow(self) -> Outcome:
         if not self._current():
-            await self._withdraw()
-            return Outcome.DONE
+            return await self._withdraw()
         try:
             if await self._reuse():
                 return Outcome.DONE
@@ -104,11 +121,11 @@ class Attempt:
             outputs = await self._wait(comfy)
             await self._keep_when_there_is_room(outputs, comfy)
         except StaleAttempt:
-            await self._withdraw()
+            return await self._withdraw()
         except LogUnavailable:
             raise
         except Exception as error:
-            await self._fail(error)
+            return await self._fail(error)
         return Outcome.DONE
 
     def _current(self) -> bool:
@@ -142,12 +159,34 @@ class Attempt:
         comfy, why = await studio.backends.available()
         reason = f"{order.reason}; backend: {why}"
         await self._act(Start(order.attempt, studio.worker, comfy.url, reason), "start")
+        label = f"{order.job_id}/{order.attempt}"
+        folder, request = f"forge/{label}", self.loaded.request
+        while True:
+            try:
+                images = await inputs.send(comfy, studio.uploads, studio.store, workflow, request, folder)
+                graph = render(workflow, request.params, filename_prefix=f"{folder}/picture", images=images)
+                await comfy.submit(
+                    self.prompt, graph, outputs=workflow.outputs, label=label, permitted=self._permitted
+                )
+            except NeverSent as unsent:
+                comfy = await self._redirect(comfy, unsent)
+            else:
+                return comfy
+
+    def _permitted(self) -> None:
         if not self.delivery.held:
             raise LogUnavailable("the lease was lost before submitting")
-        prefix = f"forge/{order.job_id}/{order.attempt}/picture"
-        graph = render(workflow, self.loaded.request.params, filename_prefix=prefix)
-        await comfy.submit(self.prompt, graph, outputs=workflow.outputs)
-        return comfy
+
+    async def _redirect(self, comfy: Comfy, unsent: NeverSent) -> Comfy:
+        """Choose again, which may mean to wait: no attempt is spent where nothing was sent."""
+        studio, job = self.studio, self.loaded.job
+        studio.backends.refused(comfy.url, unsent.detail)
+        if stranded(job):
+            raise unsent
+        other, why = await studio.backends.available()
+        command = Redirect(job.attempt, studio.worker, other.url, f"{self.order.reason}; backend: {why}")
+        await self._act(command, f"redirect/{job.redirection + 1}")
+        return other
 
     async def _adopt(self) -> Comfy:
         """Take over a prompt that was submitted before; waiting for it tells whether ComfyUI knows it."""
@@ -203,8 +242,7 @@ class Attempt:
             made = tuple(map(produced, pictures))
             command = Complete(order.attempt, studio.worker, made, datetime.now(UTC))
             await self._act(command, "complete", before=partial(studio.library.entries, pictures))
-        with suppress(ForgeError):
-            await comfy.forget(self.prompt)
+        await self._tidy(comfy)
 
     async def _fetch(self, comfy: Comfy, output: Output, target: Path) -> Picture:
         chunks = comfy.fetch(output, max_bytes=MAX_PICTURE_BYTES)
@@ -214,7 +252,7 @@ class Attempt:
     def _stored(self, position: int, picture: Picture, path: Path) -> AssetStored:
         request, now = self.loaded.request, datetime.now(UTC)
         marks = labels(self._workflow(), request.params)
-        ttl = request.ttl_seconds or self.studio.asset_ttl_seconds
+        ttl = request.ttl_seconds or self.studio.ttl_of(request.asset_type)
         return AssetStored(
             asset_id=asset_id(picture.content_hash),
             job_id=request.job_id,
@@ -241,48 +279,85 @@ class Attempt:
 
     # ---------------------------------------------------------------- ending
 
-    async def _fail(self, error: Exception) -> None:
+    async def _fail(self, error: Exception) -> Outcome:
         """Write down that the attempt came to nothing, once ComfyUI is rid of the prompt."""
         if isinstance(error, ForgeError):
             code, message = error.code, error.detail[:500]
         else:
             log.error("an attempt broke", exc_info=error, extra={"job": str(self.order.job_id)})
             code, message = "internal", "something in forge broke; its log tells more"
-        if not isinstance(error, PromptRejected):
+        known = self.loaded.job.worker
+        await self._reload()
+        if not self._current() or self.loaded.job.worker != known:
+            return await self._withdraw()
+        if not isinstance(error, NeverSent):
             await self._rid(error)
-        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached)
+        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached | UploadGone)
         command = FailAttempt(self.order.attempt, code, message, final, datetime.now(UTC))
         with suppress(StaleAttempt):
             if self.loaded.job.status is Status.PENDING:  # it broke before its start was written
                 await self._act(Start(self.order.attempt, self.studio.worker, "", self.order.reason), "start")
             await self._act(command, "fail")
+        return Outcome.DONE
 
-    async def _withdraw(self) -> None:
+    async def _withdraw(self) -> Outcome:
         """The log no longer wants this attempt: take its prompt out of ComfyUI, throw its result away."""
-        order = self.order
-        self.loaded = await self.studio.jobs.load(
-            order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
-        )
-        if self.loaded.job.status is not Status.COMPLETED:
+        await self._reload()
+        job, same = self.loaded.job, self.loaded.job.attempt == self.order.attempt
+        if same and job.status is Status.RUNNING:
+            return Outcome.LEAVE  # somebody else has it, and waits for that very prompt
+        comfy = self._comfy()
+        if same and job.status is Status.COMPLETED and comfy is not None:
+            await self._tidy(comfy)
+        else:
             await self._rid(None)
+        return Outcome.DONE
 
     async def _rid(self, cause: Exception | None) -> None:
-        comfy = self.studio.backends.named(self.loaded.job.backend)
+        """Take the prompt and all that came of it out of ComfyUI, or see to it that this is done later."""
+        comfy = self._comfy()
         if comfy is None:
             return
         try:
             if isinstance(cause, BackendUnreachable):
-                self.studio.backends.disown(comfy.url, self.prompt)
-            else:
+                raise cause
+            if not isinstance(cause, PromptRejected):
                 await comfy.cancel(self.prompt)
         except BackendWedged as wedged:
-            self.studio.backends.quarantine(comfy.url, wedged.detail)
+            self.studio.backends.quarantine(comfy.url, wedged.detail, self.prompt)
         except BackendUnreachable:
             self.studio.backends.disown(comfy.url, self.prompt)
+        else:
+            await self._tidy(comfy)
+
+    async def _tidy(self, comfy: Comfy) -> None:
+        """Remove what the ended prompt left: its history entry, and its files where they can be reached.
+
+        What stays is found by the scheduler, see ``workers/leftovers.py``.
+        """
+        with suppress(ForgeError):
+            await comfy.forget(self.prompt)
+        folders = self.studio.folders.get(comfy.url)
+        if folders is not None:
+            try:
+                await asyncio.to_thread(folders.remove, self.order.job_id, self.order.attempt)
+            except OSError as error:
+                log.warning("left at ComfyUI", extra={"job": str(self.order.job_id), "reason": str(error)})
+
+    def _comfy(self) -> Comfy | None:
+        """The backend this order's attempt was meant for."""
+        facts = (record.event for record in self.loaded.facts)
+        return self.studio.backends.named(sent_to(facts, self.order.attempt))
+
+    async def _reload(self) -> None:
+        order = self.order
+        self.loaded = await self.studio.jobs.load(
+            order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
+        )
 
     async def _act(
         self,
-        command: Start | Adopt | Complete | Reuse | FailAttempt,
+        command: Start | Adopt | Redirect | Complete | Reuse | FailAttempt,
         name: str,
         before: Callable[[], Awaitable[Sequence[Entry]]] = no_entries,
     ) -> None:

@@ -1,69 +1,106 @@
-"""The cleanup consumer: unlinks the file of an asset that nobody refers to any more.
+"""The cleanup consumer: unlinks the file of an asset that nobody refers to any more, makes room when the disk
+crosses its line, and carries out the clean-ups that were asked for.
 
-event → hidden (the projector drops the row) → grace → still no reference → unlink. A picture that is made
-again meanwhile renews its file first, so a renewed file is left alone: its own event will follow.
+event → hidden (the projector drops the row) → grace → still no reference → unlink. A picture that is needed
+again meanwhile is renewed before its event is written, so a renewed file is left alone: its event follows.
+What dies on the way is delivered again, and every step may be done twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-from nats.aio.client import Client
-
-from forge.database import Pool, answering
+from forge.database import answering
+from forge.domain.retention import EVICTED, rest_of_grace
+from forge.errors import NothingDeletedNow
 from forge.events.assets import AssetGivenUp
-from forge.eventstore import EventStore
-from forge.store import Store
+from forge.events.cleanup import CleanupRequested
+from forge.events.envelope import Recorded
+from forge.events.system import DiskCrossed
+from forge.events.uploads import UploadExpired
+from forge.retention import Retention, Wish
 from forge.topology import CLEANUP, EVENTS
+from forge.uploads import Uploads
+from forge.workers import uploads
 from forge.workers.loop import Delivery, Outcome, consume
 
 log = logging.getLogger("forge.cleanup")
 
-GRACE_SECONDS = 60.0
+ACTOR = "cleanup"
+SHORT_GRACE_SECONDS = 10.0
+"""For what went to make room; longer than any conclusion takes from its file to its event."""
 
 _REFERENCED = "select exists (select from asset_inventory where content_hash = $1)"
-_CHECKPOINT = "select seq from projection_checkpoint where projection = 'inventory'"
 
 
 class Cleanup:
-    """One role of a worker process."""
+    """One role of a worker process; of two of them one has the delivery."""
 
-    def __init__(
-        self, nc: Client, events: EventStore, pool: Pool, store: Store, grace_seconds: float = GRACE_SECONDS
-    ) -> None:
-        self.nc, self.events, self.pool, self.store = nc, events, pool, store
-        self.grace = timedelta(seconds=grace_seconds)
+    def __init__(self, retention: Retention, grace_seconds: float) -> None:
+        self.retention, self.events = retention, retention.events
+        self.grace_seconds = grace_seconds
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Handle deletions one by one until ``stop`` is set."""
-        await consume(self.nc, EVENTS, CLEANUP, self.handle, stop)
+        """Handle one event after the other until ``stop`` is set."""
+        await consume(self.events.nc, EVENTS, CLEANUP, self.handle, stop)
 
     async def handle(self, delivery: Delivery) -> Outcome:
-        """Wait out the grace of one deletion, then unlink what is still unreferenced."""
+        """Do what one event asks for; RELEASE when it cannot be known yet whether that is right."""
         record = await self.events.at(delivery.sequence)
-        if record is None or not isinstance(record.event, AssetGivenUp):
-            return Outcome.DONE
-        due = record.meta.at + self.grace
-        await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
-        if not await self._projected(record.seq):
-            return Outcome.RELEASE
-        async with answering():
-            referenced = await self.pool.fetchval(_REFERENCED, record.event.content_hash)
-        if not referenced:
-            content_hash, fmt, deleted_at = record.event.content_hash, record.event.format, record.meta.at
-            went = await self.store.remove(content_hash, fmt, untouched_since=deleted_at.timestamp())
-            log.info("unlinked", extra={"content_hash": content_hash, "went": went})
+        match record.event if record else None:
+            case AssetGivenUp() as gone:
+                assert record is not None
+                return await self._unlink(gone, record, delivery)
+            case UploadExpired() as ended:
+                assert record is not None
+                await asyncio.sleep(await self._left_of_grace(self.grace_seconds, delivery))
+                went = await uploads.unlink(record, Uploads(self.events), self.retention.store)
+                log.info("unlinked upload", extra={"content_hash": ended.content_hash, "went": went})
+            case DiskCrossed(level="clean", above=True) as crossed:
+                await self.retention.make_room(
+                    delivery.sequence, crossed.used_bytes, crossed.limit_bytes, actor=ACTOR
+                )
+            case CleanupRequested(executor="cleanup") as asked:
+                await self._carry_out(asked)
         return Outcome.DONE
 
-    async def _projected(self, seq: int, patience: float = 10.0) -> bool:
-        """Whether the inventory knows this event; deciding by an older one could unlink too early."""
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            async with answering():
-                if (await self.pool.fetchval(_CHECKPOINT) or 0) >= seq:
-                    return True
-            await asyncio.sleep(0.1)
-        return False
+    async def _unlink(self, gone: AssetGivenUp, record: Recorded, delivery: Delivery) -> Outcome:
+        """Wait out the grace, then unlink what nobody refers to, as far as the log goes by then."""
+        grace = self.grace_seconds
+        if gone.reason == EVICTED:
+            grace = min(grace, SHORT_GRACE_SECONDS)
+        await asyncio.sleep(await self._left_of_grace(grace, delivery))
+        try:
+            await self.retention.projected()
+        except NothingDeletedNow:
+            return Outcome.RELEASE
+        async with answering():
+            referenced = await self.retention.pool.fetchval(_REFERENCED, gone.content_hash)
+        if not referenced:
+            # the earlier of two clocks: a file that was touched since by either stays
+            since = min(record.meta.at, delivery.at).timestamp()
+            went = await self.retention.store.remove(gone.content_hash, gone.format, untouched_since=since)
+            log.info("unlinked", extra={"content_hash": gone.content_hash, "went": went})
+        return Outcome.DONE
+
+    async def _left_of_grace(self, grace: float, delivery: Delivery) -> float:
+        """Measured by the log's server alone, so that no other clock can shorten it."""
+        return rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
+
+    async def _carry_out(self, asked: CleanupRequested) -> None:
+        """What was shown to whoever asked, as far as it still is so; if it is more by now, nothing."""
+        wish = Wish(
+            reasons=tuple(asked.reasons),
+            asset_type=asked.asset_type,
+            before=asked.before,
+            owner=asked.owner,
+        )
+        plan = await self.retention.plan(wish, asked.asked_at)
+        if plan.assets > asked.assets:
+            await self.retention.hold(plan, actor=ACTOR)
+            went = {}
+        else:
+            went = await self.retention.carry_out(plan, actor=ACTOR)
+        await self.retention.finished(went, asked.request_id, actor=ACTOR)

@@ -33,10 +33,12 @@ LEASE_SECONDS = 8.0
 
 
 class Outcome(Enum):
-    """What becomes of a delivery: taken off for good, or given back for another worker."""
+    """What becomes of a delivery: taken off for good, given back for another worker, or left alone, since
+    somebody else has it by now and a word of ours would count for them."""
 
     DONE = b"+ACK"
     RELEASE = b"-NAK"
+    LEAVE = b""
 
 
 class Delivery:
@@ -45,6 +47,7 @@ class Delivery:
     def __init__(self, nc: Client, message: Msg) -> None:
         self.data, self.subject = message.data, message.subject
         self.sequence = message.metadata.sequence.stream
+        self.at = message.metadata.timestamp  # when the server took it in, by its clock
         self._nc, self._reply = nc, message.reply
         self._confirmed = time.monotonic()
 
@@ -69,6 +72,8 @@ class Delivery:
 
     async def settle(self, outcome: Outcome) -> None:
         """Tell the server what became of it; a lost answer only means that it is delivered again."""
+        if outcome is Outcome.LEAVE:
+            return
         with suppress(LogUnavailable):
             await self._say(outcome.value, 2.0)
 

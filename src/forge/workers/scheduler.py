@@ -1,14 +1,16 @@
 """The scheduler: at a fixed pace takes samples of disk, memory and queue, says when the disk crosses a line,
-and sweeps temporary files.
+gives up what has expired, and looks for what does not belong together: temporary files, files without a row,
+rows without their file.
 
 It never changes a table: samples go to the metrics stream, and the projector makes ``resource_usage_log`` of
-them.
+them; what has expired is said by events.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 
 import asyncpg
@@ -18,18 +20,28 @@ from nats.aio.client import Client
 from forge.broker import exchange
 from forge.database import Pool, answering
 from forge.domain.ids import new_id
+from forge.domain.retention import DAMAGED, EXPIRED, LOST, ORPHANED, TEMPORARY
 from forge.errors import ForgeError, StoreFailed
 from forge.events.catalogue import encode
 from forge.events.envelope import Meta, headers
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
 from forge.resources import Capacity, memory_bytes
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import subject
+from forge.uploads import Uploads
+from forge.workers import uploads
 from forge.workers.crossings import Crossings
+from forge.workers.leftovers import Leftovers
 
 log = logging.getLogger("forge.scheduler")
+
+ACTOR = "scheduler"
+_STRAY_SCANS = 60  # a file that no upload has for so many scans never will have one
+_LOOKING_IS_A_PART = 20
+"""Of the time at most: a large volume is looked through less often."""
 
 _BYTES_BY_TYPE = "select asset_type, sum(file_size_bytes)::bigint as bytes from asset_inventory group by 1"
 _JOBS_BY_STATUS = """
@@ -42,20 +54,37 @@ _NAMES = {"thumbs": "thumbnails", "tmp": "temporary"}
 class Scheduler:
     """One role of a worker process; samples of two of them are only more samples."""
 
-    def __init__(self, nc: Client, pool: Pool, store: Store, settings: Settings) -> None:
+    def __init__(
+        self, nc: Client, pool: Pool, store: Store, settings: Settings, retention: Retention
+    ) -> None:
         self.nc, self.pool, self.store, self.settings = nc, pool, store, settings
         self.capacity = Capacity(settings)
         self.crossings = Crossings(EventStore(nc), self.capacity.lines, settings.scan_seconds)
+        self.uploads = Uploads(EventStore(nc))
+        self.leftovers = Leftovers(nc, settings.comfyui_urls, settings.comfyui_dirs)
+        self.retention = retention
+        self._look_again = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample and sweep at once, then every ``FORGE_SCAN_SECONDS``, until ``stop`` is set."""
         clock = AsyncIOScheduler(
             timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
         )
-        for duty in (self.sample, self.watch, self.sweep):
-            clock.add_job(
-                duty, "interval", seconds=self.settings.scan_seconds, next_run_time=datetime.now(UTC)
-            )
+        pace = self.settings.scan_seconds
+        duties = (
+            self.sample,
+            self.watch,
+            self.sweep,
+            self.expire,
+            self.look,
+            self.expire_uploads,
+            self.leftovers.sweep,
+        )
+        for duty in duties:
+            clock.add_job(duty, "interval", seconds=pace, next_run_time=datetime.now(UTC))
+        clock.add_job(
+            self.sweep_uploads, "interval", seconds=_STRAY_SCANS * pace, next_run_time=datetime.now(UTC)
+        )
         clock.start()
         try:
             await stop.wait()
@@ -88,6 +117,55 @@ class Scheduler:
         else:
             if swept:
                 log.info("swept", extra={"leftovers": swept})
+
+    async def expire_uploads(self) -> None:
+        """Say of uploads whose time is up that they expired."""
+        try:
+            ended = await uploads.expire_due(self.pool, self.uploads, datetime.now(UTC))
+        except ForgeError as error:
+            log.warning("no upload expires this time", extra={"error": error.detail})
+        else:
+            if ended:
+                log.info("uploads expired", extra={"uploads": ended})
+
+    async def sweep_uploads(self) -> None:
+        """Remove the files of uploads that their API died over."""
+        stale = _STRAY_SCANS * self.settings.scan_seconds
+        try:
+            swept = await uploads.remove_strays(
+                self.pool, self.uploads, self.store, datetime.now(UTC), stale_seconds=stale
+            )
+        except ForgeError as error:
+            log.warning("no stray upload is looked for this time", extra={"error": error.detail})
+        else:
+            if swept:
+                log.info("swept uploads", extra={"files": swept})
+
+    async def expire(self) -> None:
+        """Give up what is past its time; doubt or an absent server costs the round, not more."""
+        try:
+            went = await self.retention.sweep(EXPIRED, actor=ACTOR)
+        except (ForgeError, OSError) as error:
+            log.warning("nothing expires this time", extra={"error": str(error)})
+        else:
+            if went:
+                log.info("expired", extra={"assets": went[EXPIRED].assets})
+
+    async def look(self) -> None:
+        """Bring volume and tables together, and compare some more files with their hash."""
+        began = time.monotonic()
+        if began < self._look_again:
+            return
+        try:
+            went = await self.retention.sweep(LOST, DAMAGED, ORPHANED, TEMPORARY, actor=ACTOR)
+            await self.retention.scrub(actor=ACTOR)
+        except (ForgeError, OSError) as error:
+            log.warning("no look at the volume this time", extra={"error": str(error)})
+        else:
+            if went:
+                log.info("brought together", extra={reason: tally.assets for reason, tally in went.items()})
+        took = time.monotonic() - began
+        self._look_again = began + took * _LOOKING_IS_A_PART
 
     async def _samples(self) -> list[MetricSampled]:
         async with answering():
