@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,10 +18,12 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 
 from forge.api import edge
-from forge.api.live import Live
 from forge.domain.keys import MAX_TEXT, digest, has_form
 from forge.errors import Forbidden, Unauthenticated, Unavailable
 from forge.settings import ApiKey
+
+if TYPE_CHECKING:
+    from forge.api.live import Live
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 

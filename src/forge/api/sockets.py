@@ -144,6 +144,8 @@ async def _known(socket: Socket) -> Caller:
     for offered in socket.scope.get("subprotocols", []):
         if offered.startswith(_TICKET):
             caller: Caller = await socket.scope["litestar_app"].state.tickets.take(offered[len(_TICKET) :])
+            if not door_of(socket).lets_stay(caller):
+                raise Unauthenticated  # the key was revoked since it got the ticket
             return caller
     return admitted(socket)
 

@@ -79,11 +79,14 @@ async def send(request: Asked) -> Response[UploadView]:
     It is drawn anew: only its pixels stay. The same picture again is the same upload, and lives on from now.
     """
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
+    await parts.capacity.room()
     with request.app.state.reception.place(caller.user):
         name = f"upload-{uuid4().hex}"
         async with parts.blobs.workspace(name) as folder:
             picture = await _received(parts, request, folder)
             path = await parts.blobs.keep(picture, "uploads")  # file first, event after
+            parts.capacity.took(picture.size_bytes)
             stored = _stored(parts, caller.user, picture, path)
             upload, seq, new = await parts.uploads.keep(stored, actor=caller.actor)
     parts.live.wrote(seq, about=upload.id)
