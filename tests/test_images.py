@@ -20,10 +20,11 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from forge import images
-from forge.errors import PictureRefused, StoreFailed
+from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Picture, Workshop
 from pictures import PROFILE, bomb, chunk, encoded, exif, hostile, noise, png, profile, with_text
 from processes import alive
+from volumes import small_volume
 from waiting import wait_until
 
 HOSTILE = hostile()
@@ -366,6 +367,14 @@ async def test_a_volume_that_refuses_is_not_the_pictures_fault(folder: Path) -> 
     async with Workshop() as workshop:
         with pytest.raises(StoreFailed):
             await workshop.develop(folder / "missing", folder)
+
+
+async def test_a_full_volume_is_said_to_be_full(folder: Path) -> None:
+    with small_volume(folder, "64k"):
+        async with Workshop() as workshop:
+            with pytest.raises(DiskFull, match="No space"):
+                await developed(workshop, encoded(noise(200, 200)), folder)
+            assert content(folder) == []
 
 
 async def test_no_child_and_no_descriptor_is_left(folder: Path) -> None:

@@ -61,7 +61,7 @@ async def test_a_round_of_samples_tells_of_disk_memory_and_jobs(
         found[name] = record.event
     disk = found["disk_usage"]
     assert (disk.value, disk.unit, disk.details["limit"], disk.details["free"]) == (300, "bytes", 1000, 700)
-    assert disk.details["by_type"] == {"thumbnails": 300, "temporary": 0, "unlisted": 0}
+    assert disk.details["by_type"] == {"thumbnails": 300, "temporary": 0, "uploads": 0, "unlisted": 0}
     assert found["memory_usage"].value > 10_000_000
     assert found["job_count"].details == {"by_status": {}}
 
