@@ -60,6 +60,15 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_COMFYUI_CANCEL_SECONDS", "-1"),
         ("FORGE_COMFYUI_QUARANTINE_SECONDS", "0"),
         ("FORGE_ASSET_TTL_SECONDS", "0"),
+        ("FORGE_ASSET_TTLS", "ui_icon"),
+        ("FORGE_ASSET_TTLS", "ui_icon=0d"),
+        ("FORGE_ASSET_TTLS", "=3d"),
+        ("FORGE_ASSET_TTLS", "ui_icon=3w"),
+        ("FORGE_ASSET_USE_EXTENDS_SECONDS", "-1"),
+        ("FORGE_CLEANUP_GRACE_SECONDS", "inf"),
+        ("FORGE_ORPHAN_GRACE_SECONDS", "-1"),
+        ("FORGE_SCRUB_BYTES", "-1"),
+        ("FORGE_DISK_TARGET_RATIO", "0"),
         ("FORGE_DISK_WARN_RATIO", "1.5"),
         ("FORGE_DISK_CLEAN_RATIO", "0.7"),
         ("FORGE_DISK_LIMIT_BYTES", "-1"),
@@ -85,6 +94,18 @@ def test_values_are_read_in_their_own_type() -> None:
 def test_a_value_that_cannot_be_used_is_refused_with_its_name(variable: str, value: str) -> None:
     with pytest.raises(SettingInvalid, match=variable):
         load({variable: value})
+
+
+def test_an_asset_type_may_have_a_life_of_its_own() -> None:
+    settings = load({"FORGE_ASSET_TTLS": "ui_icon=30d, fate_card=90m, npc_bust=7"})
+    types = ("ui_icon", "fate_card", "npc_bust", "character_portrait")
+    assert [settings.ttl_of(type_) for type_ in types] == [30 * 86400, 5400, 7, 7 * 86400]
+
+
+def test_a_clean_up_never_stops_above_the_warning() -> None:
+    assert load({}).target_ratio == 0.8
+    assert load({"FORGE_DISK_WARN_RATIO": "0.4"}).target_ratio == 0.4
+    assert load({"FORGE_DISK_TARGET_RATIO": "0.3"}).target_ratio == 0.3
 
 
 @pytest.mark.parametrize("keys", ["god:mei:hunter2", "player::hunter2", "player:mei", "hunter2"])

@@ -69,9 +69,9 @@ async def _clean(settings: Settings, asked: Asked, voice: _Voice) -> int:
         held = plan.held and not asked.yes
         voice.plan(plan, held=held, dry_run=asked.dry_run)
         if asked.dry_run or held or not plan.by_reason():
-            voice.end({}, settings)
+            voice.end({})
             return HELD if held and not asked.dry_run else 0
-        voice.end(await _carried_out(retention, plan, voice), settings)
+        voice.end(await _carried_out(retention, plan, voice))
         return 0
 
 
@@ -142,14 +142,13 @@ class _Voice:
     def progress(self, of: int) -> _Bar:
         return _Bar(self.console, of)
 
-    def end(self, went: dict[str, Tally], settings: Settings) -> None:
+    def end(self, went: dict[str, Tally]) -> None:
         if self.as_json:
             text = msgspec.json.encode({**self.said, "went": went}).decode()
             Console(highlight=False, soft_wrap=True).print(text, markup=False)
         elif went:
             told = ", ".join(f"{tally.assets} {reason}" for reason, tally in went.items())
-            grace = f"{settings.cleanup_grace_seconds:g}"
-            self.console.print(f"Went: {told}. Files of deleted assets follow after {grace} s of grace.")
+            self.console.print(f"Went: {told}. Files of deleted assets follow after their grace.")
 
 
 class _Bar:

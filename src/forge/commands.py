@@ -34,7 +34,17 @@ from forge.domain.ids import new_id
 from forge.domain.jobs import Command, Job, Retry, Reuse, admitted, decide, evolve
 from forge.domain.limits import DEFAULT_PRIORITY, MAX_QUEUED_JOBS
 from forge.domain.results import Results
-from forge.errors import Conflict, ForgeError, JobNotFailed, KeyReused, Limit, LogUnavailable, NotFound
+from forge.errors import (
+    Conflict,
+    ForgeError,
+    JobNotFailed,
+    KeyReused,
+    Limit,
+    LimitReached,
+    LogUnavailable,
+    NotFound,
+    QueueFull,
+)
 from forge.events.envelope import Meta, Recorded
 from forge.events.jobs import Admission, JobCancelled, JobCompleted, JobRetried, JobStarted, JobSubmitted
 from forge.eventstore import Entry, EventStore, drafts_of

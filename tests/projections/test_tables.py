@@ -21,6 +21,7 @@ from factories import (
     deleted,
     failed,
     job_id,
+    pinned,
     produced,
     reads,
     redirected,
@@ -29,6 +30,7 @@ from factories import (
     started,
     stored,
     submitted,
+    unpinned,
     upload_expired,
     upload_renewed,
     upload_stored,
@@ -194,6 +196,30 @@ async def test_a_picture_without_reference_is_gone_and_may_come_again(connection
     await connection.execute("truncate projection_checkpoint")
     await told(connection, stored(job_id(1)), deleted(job_id(1)), stored(job_id(2), expires_at=after(9)))
     assert await inventory(connection) == [("ab", after(9), [job_id(2)])]
+
+
+async def test_a_row_is_pinned_while_one_of_its_references_is(connection: Connection) -> None:
+    async def flags(*events: Event) -> tuple[bool, list[bool]]:
+        await connection.execute("truncate projection_checkpoint, asset_inventory, asset_reference")
+        await told(connection, *events)
+        rows = await connection.fetch("select pinned from asset_reference order by job_id")
+        return await connection.fetchval("select pinned from asset_inventory"), [r["pinned"] for r in rows]
+
+    both = (stored(job_id(1)), stored(job_id(2), "lin"))
+    assert await flags(*both) == (False, [False, False])
+    assert await flags(*both, pinned(job_id(1))) == (True, [True, False])
+    assert await flags(*both, pinned(job_id(1)), unpinned(job_id(1))) == (False, [False, False])
+    assert await flags(*both, pinned(job_id(1)), deleted(job_id(1))) == (False, [False])
+
+
+async def test_a_row_lives_as_long_as_its_longest_reference_that_is_left(connection: Connection) -> None:
+    await told(
+        connection,
+        stored(job_id(1), expires_at=after(60)),
+        stored(job_id(2), "lin", expires_at=after(3600)),
+        deleted(job_id(2), "lin"),
+    )
+    assert await inventory(connection) == [("ab", after(60), [job_id(1)])]
 
 
 async def test_an_asset_row_holds_what_was_stored(connection: Connection) -> None:
