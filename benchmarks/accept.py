@@ -63,7 +63,7 @@ async def _message_bytes(forge: str, nats_url: str) -> int:
     """How large forge's own message is, headers and all; asked of the log after a warm-up."""
     connection = await connect(forge)
     for nth in range(50):
-        status, body = await connection.ask(post(forge, SUBMIT, bust(0, nth), user(0, 1, nth)))
+        status, body = await connection.ask(post(forge, SUBMIT, bust(0, nth), user(0, nth)))
         if status != 202:
             raise SystemExit(f"forge answered {status}: {body[:500]!r}")
     connection.close()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
+import os
 
-USERS = 20
-"""Users at least; with more clients each is a user of its own."""
+import msgspec
 
 SUBMIT = "/api/v1/comfyui/jobs"
 EVENTS = "/api/v1/comfyui/events"
 
+_RUN = os.getpid()
 
-def user(client: int, clients: int, nth: int) -> str:
-    """Who asks: clients take turns with the users, and none shares one with a client beside it."""
-    return f"player-{(client + nth * clients) % max(USERS, clients):03}"
+
+def user(client: int, nth: int) -> str:
+    """Who asks: each client is a user of its own, and after ten jobs another one, because nobody may have
+    more that are not over. Users of another run are others."""
+    return f"player-{_RUN}-{client:03}-{nth // 10}"
 
 
 def bust(client: int, nth: int) -> bytes:
@@ -30,7 +32,7 @@ def bust(client: int, nth: int) -> bytes:
                 "category": "cultivator",
             },
             "priority": 1 + (client + nth) % 10,
-            "session_id": f"session-{client}",
+            "session_id": f"session-{client}-{nth // 100}",
             "character_id": f"npc-{client}-{nth}",
         }
     )

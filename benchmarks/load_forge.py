@@ -68,7 +68,7 @@ async def _client(
     connection = await connect(url)
     nth = 0
     while not measuring.over:
-        request = post(url, SUBMIT, swatch(first + nth * clients + client), user(client, clients, nth))
+        request = post(url, SUBMIT, swatch(first + nth * clients + client), user(client, nth))
         nth += 1
         began = time.perf_counter()
         status, body = await connection.ask(request)

@@ -25,7 +25,7 @@ async def _client(url: str, client: int, clients: int, measuring: Measuring) -> 
     nth = 0
     while not measuring.over:
         nth += 1
-        request = post(url, SUBMIT, bust(client, nth), user(client, clients, nth))
+        request = post(url, SUBMIT, bust(client, nth), user(client, nth))
         began = time.perf_counter()
         status, body = await connection.ask(request)
         if status == 503:

@@ -105,6 +105,8 @@ def settings(nats_server: EmbeddedNats, database_dsn: str, tmp_path: Path) -> Se
         comfyui_urls=("http://127.0.0.1:9",),
         data_dir=tmp_path,
         port=0,
+        rate_per_hour=1000,
+        memory_limit_bytes=16 * 1024**3,  # of the process that runs all the tests
     )
 
 

@@ -8,15 +8,17 @@ from typing import Any
 from uuid import UUID
 
 from forge.commands import JobRequest
-from forge.domain.ids import asset_id
+from forge.domain.ids import asset_id, upload_id
 from forge.events.assets import (
     AssetDeleted,
     AssetExpired,
     AssetLost,
     AssetPinned,
     AssetReady,
+    AssetsAccessed,
     AssetStored,
     AssetUnpinned,
+    Reads,
     SessionReleased,
 )
 from forge.events.catalogue import Event
@@ -28,12 +30,15 @@ from forge.events.jobs import (
     JobCancelled,
     JobCompleted,
     JobFailed,
+    JobRedirected,
     JobRetried,
     JobStarted,
     JobSubmitted,
     Produced,
 )
+from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
+from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 from forge.topology import subject
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -84,13 +89,24 @@ def adopted(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any)
     return JobAdopted(job_id=job, user_id=user, attempt=attempt, **given | fields)
 
 
+def redirected(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobRedirected:
+    given = {"redirection": 1, "worker": "worker-a", "backend": "http://other", "reason": "its turn"}
+    return JobRedirected(job_id=job, user_id=user, attempt=attempt, **given | fields)
+
+
 def attempt_failed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobAttemptFailed:
     given = {"code": "prompt_failed", "message": "out of memory", "retry_at": after(2)}
     return JobAttemptFailed(job_id=job, user_id=user, attempt=attempt, **given | fields)
 
 
 def completed(job: UUID = JOB, user: str = "mei", attempt: int = 1, **fields: Any) -> JobCompleted:
-    given = {"job_type": "npc_bust", "assets": [produced()], "waited_ms": 0, "run_ms": 0}
+    given: dict[str, Any] = {
+        "job_type": "npc_bust",
+        "assets": [produced()],
+        "waited_ms": 0,
+        "run_ms": 0,
+        "submitted_seq": 1,
+    }
     return JobCompleted(job_id=job, user_id=user, attempt=attempt, **given | fields)
 
 
@@ -171,6 +187,35 @@ def deleted(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fiel
     )
 
 
+# ----------------------------------------------------------------- uploads
+
+
+def upload_stored(user: str = "mei", content_hash: str = HASH, **fields: Any) -> UploadStored:
+    given: dict[str, Any] = {
+        "file_path": f"uploads/{content_hash[:2]}/{content_hash[2:4]}/{content_hash}.png",
+        "file_size_bytes": 1200,
+        "width": 512,
+        "height": 768,
+        "ttl_seconds": 1000,
+        "created_at": NOW,
+        "expires_at": after(1000),
+    }
+    return UploadStored(
+        upload_id=upload_id(user, content_hash), user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def upload_renewed(user: str = "mei", content_hash: str = HASH, **fields: Any) -> UploadRenewed:
+    given = {"expires_at": after(2000)}
+    return UploadRenewed(
+        upload_id=upload_id(user, content_hash), user_id=user, content_hash=content_hash, **given | fields
+    )
+
+
+def upload_expired(user: str = "mei", content_hash: str = HASH) -> UploadExpired:
+    return UploadExpired(upload_id=upload_id(user, content_hash), user_id=user, content_hash=content_hash)
+
+
 def expired(job: UUID = JOB, user: str = "mei", content_hash: str = HASH, **fields: Any) -> AssetExpired:
     given: dict[str, Any] = {"asset_type": "npc_bust", "format": "png", "reason": "expired"}
     return AssetExpired(
@@ -229,6 +274,29 @@ def cleanup_finished(**fields: Any) -> CleanupFinished:
 def crossed(**fields: Any) -> DiskCrossed:
     given: dict[str, Any] = {"level": "warn", "above": True, "used_bytes": 900, "limit_bytes": 1000}
     return DiskCrossed(**given | fields)
+
+
+def reads(user: str = "mei", content_hash: str = HASH, count: int = 1, **fields: Any) -> Reads:
+    given: dict[str, Any] = {"first_at": NOW, "last_at": NOW}
+    return Reads(asset_id=asset_id(content_hash), user_id=user, count=count, **given | fields)
+
+
+def accessed(*counted: Reads, source: str = "api-8600") -> AssetsAccessed:
+    return AssetsAccessed(source=source, reads=list(counted or [reads()]))
+
+
+# -------------------------------------------------------------------- keys
+
+KEY = "3f2a9c41d0b7e865"
+
+
+def key_created(key_id: str = KEY, role: str = "player", user: str = "mei", **fields: Any) -> KeyCreated:
+    given = {"digest": "ef" * 32}
+    return KeyCreated(key_id=key_id, role=role, user_id=user, **given | fields)
+
+
+def key_revoked(key_id: str = KEY) -> KeyRevoked:
+    return KeyRevoked(key_id=key_id)
 
 
 def sampled(**fields: Any) -> MetricSampled:

@@ -10,8 +10,9 @@ from forge.projections.inventory import inventory
 from forge.projections.projection import Projection, advance
 from forge.projections.queue import queue
 from forge.projections.stats import stats
+from forge.projections.uploads import uploads
 
-ALL = (queue, inventory, stats)
+ALL = (queue, inventory, stats, uploads)
 
 
 async def fold(

@@ -8,18 +8,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from nats.aio.client import Client
 
 from forge.cli import cli
+from forge.domain.keys import has_form
 from forge.domain.retention import BRAKE_FREE
-from forge.embedded import DirectoryLock
+from forge.embedded import DirectoryLock, EmbeddedNats
 from forge.embedded.record import DevRecord, run_directory, running, write
 from forge.events.cleanup import CleanupFinished, CleanupRequested
+from forge.eventstore import EventStore
+from forge.keys import Keys
 from forge.settings import Settings, describe
 from keeping import House, ago, house
 
@@ -146,6 +150,71 @@ def test_the_simulator_says_where_it_is_and_stops_when_told(tmp_path: Path) -> N
 @pytest.mark.parametrize("times", ["fast", "5-1", "-3"])
 def test_render_times_that_make_no_sense_are_refused(times: str) -> None:
     assert forge("sim", "--render-ms", times).returncode == 2
+
+
+# -------------------------------------------------------------------- keys
+
+
+@pytest.fixture
+def with_keys(nats_client: Client, nats_server: EmbeddedNats) -> Callable[..., Any]:
+    """Run `forge keys …` on a log of the test's own; nothing but NATS is there."""
+
+    async def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(forge, "keys", *words, FORGE_NATS_URL=nats_server.url)
+
+    return run
+
+
+async def test_a_key_is_created_listed_and_revoked(with_keys: Any, nats_client: Client) -> None:
+    made = await with_keys("create", "--role", "service", "--user", "shop", "--label", "the shop")
+    assert made.returncode == 0, made.stderr
+    [key] = made.stdout.split()
+    key_id, secret = key.split("_")[1:]
+    assert has_form(key)
+    assert key_id in made.stderr
+    assert secret not in made.stderr
+
+    listed = json.loads((await with_keys("list", "--json")).stdout)
+    assert (listed["id"], listed["role"], listed["user_id"], listed["label"]) == (
+        key_id,
+        "service",
+        "shop",
+        "the shop",
+    )
+    assert listed["created_by"].startswith("cli:")
+    assert listed["revoked_at"] is None
+    assert key_id in (await with_keys("list")).stdout
+    assert "digest" not in listed
+
+    for _ in range(2):
+        assert (await with_keys("revoke", key_id)).returncode == 0
+    again = await with_keys("list", "--json")
+    assert json.loads(again.stdout)["revoked_by"].startswith("cli:")
+    assert secret not in again.stdout + (await with_keys("list")).stdout
+    assert [key.id for key in await Keys(EventStore(nats_client)).all()] == [key_id]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("revoke", "0" * 16), "there is no key"),
+        (("revoke", "forge_" + "0" * 16 + "_secret"), "there is no key"),
+        (("create", "--role", "player", "--user", " "), "user: must have 1 to 128"),
+        (("create", "--role", "king", "--user", "mei"), "king"),
+        (("create", "--role", "player"), "--user"),
+    ],
+)
+async def test_what_cannot_be_done_with_keys_is_said_and_status_2(
+    with_keys: Any, words: tuple[str, ...], said: str
+) -> None:
+    told = await with_keys(*words)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+async def test_without_keys_the_list_is_empty(with_keys: Any) -> None:
+    assert (await with_keys("list", "--json")).stdout == ""
 
 
 # ------------------------------------------------------------------------- cleanup

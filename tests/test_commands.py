@@ -5,34 +5,41 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
-from factories import after, request, stored
+from factories import HASH, after, meta, produced, request, stored
 from forge import topology
 from forge.broker import connect
 from forge.commands import Admissions, Jobs, Loaded, fingerprint
 from forge.domain.dispatch import Line
 from forge.domain.ids import keyed_job_id
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start, Status
+from forge.domain.limits import MAX_SESSION_BYTES
 from forge.embedded import EmbeddedNats
 from forge.errors import (
     ForgeError,
     JobNotFailed,
     KeyReused,
+    Limit,
+    LimitReached,
     LogUnavailable,
     NotFound,
     QueueFull,
     StaleAttempt,
 )
+from forge.events.assets import AssetStored
 from forge.events.jobs import JobCompleted, JobSubmitted
 from forge.eventstore import Draft, EventStore
 from forge.follower import follow
-from forge.library import Library
+from forge.library import Library, Shelf
+from forge.store import Store
 from waiting import wait_until
 
 Process = Callable[..., Awaitable[Admissions]]
@@ -43,10 +50,21 @@ async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterat
     """Start what an API process has: a connection, a line that follows the log, admissions over both."""
     async with AsyncExitStack() as stack:
 
-        async def start(queue_limit: int = 1000, hearing: bool = True) -> Admissions:
+        async def start(
+            queue_limit: int = 1000,
+            rate_per_hour: int = 1000,
+            hearing: bool = True,
+            blobs: Store | None = None,
+        ) -> Admissions:
             nc = await connect(nats_server.url, "api")
             stack.push_async_callback(nc.close)
-            admissions = Admissions(EventStore(nc), Line(), queue_limit=queue_limit)
+            admissions = Admissions(
+                EventStore(nc),
+                Line(),
+                queue_limit=queue_limit,
+                rate_per_hour=rate_per_hour,
+                shelf=Shelf(EventStore(nc), blobs, lambda _: 3600) if blobs else None,
+            )
             listening = asyncio.create_task(_listen(nc, admissions))
             stack.push_async_callback(_ended, listening)
             await asyncio.wait_for(admissions.caught_up.wait(), 5)
@@ -58,10 +76,10 @@ async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterat
 
 
 async def _listen(nc: Client, admissions: Admissions) -> None:
-    async with aclosing(follow(nc, 1, (topology.ALL_ADMISSIONS, topology.ALL_JOB_FACTS))) as batches:
+    async with aclosing(follow(nc, 1)) as batches:
         async for batch in batches:
             for record in batch.records:
-                admissions.line.apply(record)
+                admissions.apply(record)
             if batch.caught_up:
                 admissions.caught_up.set()
             async with admissions.moved:
@@ -162,9 +180,9 @@ async def test_a_key_is_a_users_own(process: Process) -> None:
 async def test_a_batch_is_admitted_side_by_side(process: Process) -> None:
     admissions = await process()
     await submit(admissions)
-    made = await admissions.submit("mei", [request() for _ in range(100)], actor="mei")
-    assert [loaded.seq for loaded in made] == list(range(2, 102))
-    assert admissions.line.pending == 101
+    made = await admissions.submit("mei", [request() for _ in range(9)], actor="mei")
+    assert [loaded.seq for loaded in made] == list(range(2, 11))
+    assert admissions.line.pending == 10
 
 
 async def test_of_a_batch_all_are_admitted_or_none(process: Process, events: EventStore) -> None:
@@ -199,9 +217,10 @@ async def test_a_full_queue_still_answers_for_jobs_it_has(process: Process, even
     await wait_until(lambda: not admissions.line.jobs)
     await submit(admissions, **keyed("one"))
     await submit(admissions, **keyed("two"))
-    await admissions.retry("mei", broken.job.id, 1, actor="mei")
-    with pytest.raises(QueueFull, match="3 jobs wait already, and 2 may"):
+    with pytest.raises(QueueFull, match="2 jobs wait already, and 2 may"):
         await submit(admissions, **keyed("three"))
+    with pytest.raises(QueueFull):
+        await admissions.retry("mei", broken.job.id, 1, actor="mei")
     assert (await submit(admissions, **keyed("one"))).job.status is Status.PENDING
 
 
@@ -219,17 +238,17 @@ async def test_two_processes_admit_for_one_user_without_losing_or_doubling(
     process: Process, events: EventStore
 ) -> None:
     one, other = await process(), await process()
-    made = await asyncio.gather(*(submit(p) for _ in range(20) for p in (one, other)))
-    assert len({loaded.job.id for loaded in made}) == 40
-    assert sorted(loaded.seq for loaded in made) == list(range(1, 41))
-    assert await events.head() == 40
-    await wait_until(lambda: one.line.pending == other.line.pending == 40)
+    made = await asyncio.gather(*(submit(p) for _ in range(5) for p in (one, other)))
+    assert len({loaded.job.id for loaded in made}) == 10
+    assert sorted(loaded.seq for loaded in made) == list(range(1, 11))
+    assert await events.head() == 10
+    await wait_until(lambda: one.line.pending == other.line.pending == 10)
     assert one.line.order() == other.line.order()
 
 
 async def test_one_key_at_two_processes_at_once_is_one_job(process: Process, events: EventStore) -> None:
     one, other = await process(), await process()
-    for nth in range(20):
+    for nth in range(10):
         a, b = await asyncio.gather(*(submit(p, **keyed(f"k{nth}")) for p in (one, other)))
         assert a.job.id == b.job.id
         assert await events.head() == nth + 1
@@ -239,7 +258,7 @@ async def test_one_key_with_two_bodies_at_two_processes_is_one_job_and_one_refus
     process: Process, events: EventStore
 ) -> None:
     one, other = await process(), await process()
-    for nth in range(20):
+    for nth in range(10):
         asked = (submit(one, **keyed(f"k{nth}")), submit(other, **keyed(f"k{nth}", fingerprint="1" * 64)))
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert sorted(type(answer) for answer in answers if isinstance(answer, ForgeError)) == [KeyReused]
@@ -409,3 +428,208 @@ async def test_what_is_loaded_is_what_was_acted(process: Process, events: EventS
     loaded = await jobs.load("mei", done.job.id, 1)
     assert loaded == done
     assert [type(fact.event) for fact in loaded.facts][-1] is JobCompleted
+
+
+# -------------------------------------------------------------------- limits
+
+
+async def outcomes(asked: Iterable[Awaitable[Loaded]]) -> tuple[list[Loaded], list[ForgeError]]:
+    """What came of requests that were made at the same moment; nothing but a refusal may go wrong."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    made = [answer for answer in answers if isinstance(answer, Loaded)]
+    refused = [answer for answer in answers if isinstance(answer, LimitReached | QueueFull)]
+    assert len(made) + len(refused) == len(answers), answers
+    return made, refused
+
+
+async def test_of_a_hundred_at_once_at_two_processes_ten_are_granted(
+    process: Process, events: EventStore
+) -> None:
+    one, other = await process(), await process()
+    made, refused = await outcomes(submit(p) for _ in range(50) for p in (one, other))
+    assert (len(made), len(refused)) == (10, 90)
+    assert await events.head() == 10
+    limit = refused[0].limit if isinstance(refused[0], LimitReached) else None
+    assert limit == Limit("queued_jobs", 10, 10)
+
+
+async def test_a_job_that_is_over_makes_a_place(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(), Jobs(events)
+    first, *_ = [await submit(admissions) for _ in range(10)]
+    with pytest.raises(LimitReached):
+        await submit(admissions)
+    await start(jobs, first)
+    with pytest.raises(LimitReached):  # one that runs is in the queue still
+        await submit(admissions)
+    running = await jobs.load("mei", first.job.id, 1)
+    await jobs.act(running, Complete(1, "a", (), after(9)), actor="worker", name="1/complete/a")
+    await wait_until(lambda: admissions.line.queued("mei") == 9)
+    await submit(admissions)
+
+
+async def test_a_limit_is_a_users_own(process: Process) -> None:
+    admissions = await process()
+    for _ in range(10):
+        await submit(admissions, "mei")
+    await submit(admissions, "lin")
+
+
+async def test_a_batch_counts_as_its_jobs(process: Process, events: EventStore) -> None:
+    admissions = await process()
+    await submit(admissions)
+    with pytest.raises(LimitReached):
+        await admissions.submit("mei", [request() for _ in range(10)], actor="mei")
+    with pytest.raises(LimitReached, match="11 at once never fit"):
+        await admissions.submit("lin", [request() for _ in range(11)], actor="lin")
+    assert await events.head() == 1
+
+
+async def test_what_was_granted_before_is_answered_beyond_the_limit(process: Process) -> None:
+    admissions = await process(rate_per_hour=1)
+    first = await submit(admissions, **keyed("k"))
+    with pytest.raises(LimitReached):
+        await submit(admissions, **keyed("other"))
+    assert (await submit(admissions, **keyed("k"))).job == first.job
+
+
+async def test_the_hour_is_exact_at_two_processes(process: Process, events: EventStore) -> None:
+    one, other = await process(rate_per_hour=3), await process(rate_per_hour=3)
+    made, refused = await outcomes(submit(p) for _ in range(10) for p in (one, other))
+    assert (len(made), len(refused)) == (3, 17)
+    limits = [error.limit for error in refused if isinstance(error, LimitReached)]
+    granted_at = made[0].job.admitted_at
+    assert {limit.name for limit in limits} == {"generations_per_hour"}
+    assert all(limit.resets_at and limit.resets_at >= granted_at + timedelta(hours=1) for limit in limits)
+
+
+async def test_a_retry_is_a_generation_too(process: Process, events: EventStore) -> None:
+    admissions, jobs = await process(rate_per_hour=1), Jobs(events)
+    broken = await submit(admissions)
+    await fail(jobs, broken)
+    await wait_until(lambda: not admissions.line.jobs)
+    with pytest.raises(LimitReached):
+        await admissions.retry("mei", broken.job.id, 1, actor="mei")
+
+
+async def test_the_queue_of_all_is_exact_at_two_processes(process: Process, events: EventStore) -> None:
+    one, other = await process(queue_limit=12), await process(queue_limit=12)
+    made, refused = await outcomes(
+        submit(p, f"user-{nth}-{name}") for nth in range(20) for name, p in (("a", one), ("b", other))
+    )
+    assert (len(made), len(refused)) == (12, 28)
+    assert await events.head() == 12
+
+
+async def test_a_character_is_not_drawn_more_than_it_may_have(process: Process) -> None:
+    admissions = await process()
+    wanted = {"character_id": "c", "pictures": 40}
+    for user in ("mei", "lin"):
+        await submit(admissions, user, **wanted)
+    with pytest.raises(LimitReached, match="80 are coming") as refused:
+        await submit(admissions, "tao", **wanted)
+    assert refused.value.limit.name == "character_assets"
+    await submit(admissions, "tao", character_id="c", pictures=20)
+    await submit(admissions, "tao", character_id="another", pictures=40)
+
+
+async def test_a_session_is_not_drawn_more_than_it_may_hold(process: Process, events: EventStore) -> None:
+    admissions = await process()
+    full = stored(session_id="s", file_size_bytes=1000, session_bytes=MAX_SESSION_BYTES - 1001)
+    await events.append([Draft(full, meta("so far"), topology.session("s"), 0)])
+    await wait_until(lambda: admissions.balances.session("s"))
+    await submit(admissions, session_id="s")
+    with pytest.raises(LimitReached, match="session_bytes"):
+        await submit(admissions, session_id="s")
+
+
+# --------------------------------------------------------------------- reuse
+
+
+async def drawn(
+    admissions: Admissions, events: EventStore, blobs: Store, recipe: str, **asked: object
+) -> Loaded:
+    """A job that was drawn the ordinary way, its picture on the volume."""
+    loaded = await start(Jobs(events), await submit(admissions, recipe=recipe, **asked))
+    picture = stored(loaded.job.id, content_hash=HASH)
+    path = blobs.path(HASH, "png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"a picture")
+    command = Complete(1, "a", (produced(HASH),), after(9))
+    before = partial(Library(events).entries, [picture])
+    done = await Jobs(events).act(loaded, command, actor="w", name="1/complete", before=before)
+    await wait_until(lambda: admissions.results.find(recipe))
+    return done
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Store:
+    store = Store(tmp_path)
+    store.open()
+    return store
+
+
+async def test_what_was_drawn_before_is_answered_at_once(
+    process: Process, events: EventStore, blobs: Store
+) -> None:
+    admissions, jobs = await process(rate_per_hour=2, blobs=blobs), Jobs(events)
+    await drawn(admissions, events, blobs, "r")
+    asked = {"recipe": "r", "session_id": "s", "character_id": "c", **keyed("k", "lin")}
+    again = await submit(admissions, "lin", **asked)
+    assert again.job.status is Status.COMPLETED
+    told = await everything(events)
+    assert told[-4:] == ["job.submitted", "asset.stored", "asset.ready", "job.completed"]
+    stored_ = await events.at(again.seq - 2)
+    assert stored_ is not None
+    assert isinstance(stored_.event, AssetStored)
+    assert (stored_.event.user_id, stored_.event.session_id) == ("lin", "s")
+    assert admissions.limits("lin")[1].used == 0, "nothing was drawn"
+    # for ever, whatever process is asked
+    elsewhere = await process(blobs=blobs)
+    assert (
+        await submit(elsewhere, "lin", recipe="r", session_id="s", character_id="c", **keyed("k", "lin"))
+    ) == again
+    assert await jobs.submitted_seq("lin", again.job.id) == again.job.submitted_seq
+
+
+async def test_it_is_answered_even_to_who_may_not_have_more_drawn(
+    process: Process, events: EventStore, blobs: Store
+) -> None:
+    admissions = await process(rate_per_hour=1, blobs=blobs)
+    await drawn(admissions, events, blobs, "r")
+    with pytest.raises(LimitReached):
+        await submit(admissions, recipe="another")
+    assert (await submit(admissions, recipe="r")).job.status is Status.COMPLETED
+
+
+async def test_a_picture_that_is_gone_is_drawn_again(
+    process: Process, events: EventStore, blobs: Store
+) -> None:
+    admissions = await process(blobs=blobs)
+    await drawn(admissions, events, blobs, "r")
+    blobs.path(HASH, "png").unlink()
+    assert (await submit(admissions, recipe="r")).job.status is Status.PENDING
+
+
+async def test_what_is_lent_counts_for_whom_it_is_lent(
+    process: Process, events: EventStore, blobs: Store
+) -> None:
+    admissions = await process(blobs=blobs)
+    await drawn(admissions, events, blobs, "r")
+    full = stored(session_id="s", session_bytes=MAX_SESSION_BYTES)
+    await events.append([Draft(full, meta("so far"), topology.session("s"), 0)])
+    head = await events.head()
+    with pytest.raises(LimitReached, match="session_bytes"):
+        await submit(admissions, recipe="r", session_id="s")
+    assert await events.head() == head
+
+
+async def test_one_key_answered_at_once_at_two_processes_is_one_job(
+    process: Process, events: EventStore, blobs: Store
+) -> None:
+    one, other = await process(blobs=blobs), await process(blobs=blobs)
+    await drawn(one, events, blobs, "r")
+    await wait_until(lambda: other.results.find("r"))
+    for nth in range(5):
+        a, b = await asyncio.gather(*(submit(p, recipe="r", **keyed(f"k{nth}")) for p in (one, other)))
+        assert (a.job.id, a.job.status) == (b.job.id, Status.COMPLETED)
+    assert (await everything(events)).count("job.submitted") == 6

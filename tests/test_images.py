@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from forge import images
-from forge.errors import PictureRefused, StoreFailed
+from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Picture, Workshop
-from pictures import PROFILE, bomb, chunk, encoded, hostile, noise, png, profile, with_text
+from pictures import PROFILE, bomb, chunk, encoded, exif, hostile, noise, png, profile, with_text
 from processes import alive
+from volumes import small_volume
 from waiting import wait_until
 
 HOSTILE = hostile()
@@ -83,6 +86,98 @@ async def test_what_is_not_a_sound_picture_is_refused_and_leaves_nothing(
         await developed(workshop, HOSTILE[what], folder)
     assert content(folder) == []
     assert workshop.pids == before, "refusing must not cost the child"
+
+
+UPLOAD_PIXELS = 4096 * 4096
+
+
+async def redrawn(workshop: Workshop, data: bytes, folder: Path, most: int = UPLOAD_PIXELS) -> Picture:
+    source = folder.parent / "source"
+    source.write_bytes(data)
+    return await workshop.redraw(source, folder, most)
+
+
+@pytest.mark.parametrize("what", [what for what in HOSTILE if what != "jpeg stored turned"])
+async def test_what_is_not_a_sound_picture_is_not_drawn_anew(
+    workshop: Workshop, folder: Path, what: str
+) -> None:
+    before = workshop.pids
+    with pytest.raises(PictureRefused):
+        await redrawn(workshop, HOSTILE[what], folder)
+    assert content(folder) == []
+    assert workshop.pids == before, "refusing must not cost the child"
+
+
+async def test_drawing_anew_keeps_the_pixels_and_nothing_else(workshop: Workshop, folder: Path) -> None:
+    image = noise(80, 60)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("prompt", "a secret")
+    dressed = encoded(image, pnginfo=info, icc_profile=PROFILE, exif=exif(), dpi=(300, 300))
+    picture = await redrawn(workshop, dressed + b"PK\x03\x04<script>", folder)
+    data = picture.path.read_bytes()
+    assert [data[at + 4 : at + 8] for at in chunk_starts(data)] == [b"IHDR", b"IDAT", b"IEND"]
+    with Image.open(picture.path) as found:
+        assert (found.format, found.mode, found.tobytes()) == ("PNG", "RGB", image.tobytes())
+    assert picture.content_hash == hashlib.sha256(data).hexdigest()
+    assert (picture.width, picture.height, picture.size_bytes) == (80, 60, len(data))
+    assert content(folder) == [picture.path]
+
+
+def chunk_starts(data: bytes) -> Iterator[int]:
+    at = 8
+    while at < len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4])
+
+
+async def test_bytes_that_hide_in_the_compressed_pixels_are_gone(workshop: Workshop, folder: Path) -> None:
+    """`develop` copies the compressed stream; drawn anew, nothing of it is left."""
+    hidden = png(1, 1, 8, 0, b"\0\x80").replace(
+        chunk(b"IDAT", zlib.compress(b"\0\x80")), chunk(b"IDAT", zlib.compress(b"\0\x80") + b"<?php evil")
+    )
+    assert b"<?php" in (await developed(workshop, hidden, folder)).path.read_bytes()
+    assert b"<?php" not in (await redrawn(workshop, hidden, folder)).path.read_bytes()
+
+
+async def test_one_picture_in_three_formats_is_one_upload(workshop: Workshop, folder: Path) -> None:
+    image = noise()
+    drawn = [
+        await redrawn(workshop, encoded(image, "webp", lossless=True), folder),
+        await redrawn(workshop, encoded(image, "png", compress_level=1), folder),
+        await redrawn(workshop, with_text(image, "x"), folder),
+    ]
+    assert len({picture.content_hash for picture in drawn}) == 1
+    jpeg = await redrawn(workshop, encoded(image, "jpeg"), folder)
+    assert (jpeg.format, jpeg.content_hash == drawn[0].content_hash) == ("png", False)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+async def test_a_turned_picture_is_turned_upright(workshop: Workshop, folder: Path, orientation: int) -> None:
+    image = noise(40, 30)
+    picture = await redrawn(workshop, encoded(image, exif=exif(orientation)), folder)
+    with Image.open(io.BytesIO(encoded(image, exif=exif(orientation)))) as stored:
+        upright = ImageOps.exif_transpose(stored)
+    with Image.open(picture.path) as found:
+        assert (found.size, found.tobytes()) == (upright.size, upright.tobytes())
+    assert (picture.width, picture.height) == upright.size
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
+async def test_every_kind_of_picture_becomes_one_that_a_node_can_load(
+    workshop: Workshop, folder: Path, mode: str
+) -> None:
+    image = Image.new(mode, (20, 10))
+    picture = await redrawn(workshop, encoded(image, "jpeg" if mode == "CMYK" else "png"), folder)
+    with Image.open(picture.path) as found:
+        assert found.mode == ("RGBA" if "A" in mode else "RGB")
+
+
+async def test_pixels_are_counted_on_the_header(workshop: Workshop, folder: Path) -> None:
+    assert (await redrawn(workshop, bomb(4096, 4096), folder)).width == 4096
+    with pytest.raises(PictureRefused, match="4097 x 4096 is not a size"):
+        await redrawn(workshop, bomb(4097, 4096), folder)
+    with pytest.raises(PictureRefused, match="is not a size"):
+        await redrawn(workshop, encoded(noise(10, 10)), folder, 99)
 
 
 async def test_an_animation_is_refused_as_such(workshop: Workshop, folder: Path) -> None:
@@ -272,6 +367,14 @@ async def test_a_volume_that_refuses_is_not_the_pictures_fault(folder: Path) -> 
     async with Workshop() as workshop:
         with pytest.raises(StoreFailed):
             await workshop.develop(folder / "missing", folder)
+
+
+async def test_a_full_volume_is_said_to_be_full(folder: Path) -> None:
+    with small_volume(folder, "64k"):
+        async with Workshop() as workshop:
+            with pytest.raises(DiskFull, match="No space"):
+                await developed(workshop, encoded(noise(200, 200)), folder)
+            assert content(folder) == []
 
 
 async def test_no_child_and_no_descriptor_is_left(folder: Path) -> None:

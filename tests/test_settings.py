@@ -22,20 +22,30 @@ def test_values_are_read_in_their_own_type() -> None:
     settings = load(
         {
             "FORGE_COMFYUI_URLS": "http://gpu:8188/, http://cpu:8188",
+            "FORGE_COMFYUI_DIRS": ", /srv/cpu",
+            "FORGE_COMFYUI_CANCEL_SECONDS": "2.5",
             "FORGE_DATA_DIR": "/srv/forge",
             "FORGE_PORT": "0",
             "FORGE_API_KEYS": "player:mei:a:b, operator:ops:s",
             "FORGE_DISK_WARN_RATIO": "0.5",
             "FORGE_DISK_LIMIT_BYTES": "1000000",
+            "FORGE_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.1, ::1",
+            "FORGE_ALLOWED_ORIGINS": "https://Game.example/, http://localhost:5173",
+            "FORGE_RATE_PER_IP": "2.5",
         }
     )
     assert settings.comfyui_urls == ("http://gpu:8188", "http://cpu:8188")
+    assert settings.comfyui_dirs == (None, Path("/srv/cpu"))
+    assert settings.comfyui_cancel_seconds == 2.5
     assert settings.data_dir == Path("/srv/forge")
     assert settings.assets_dir == Path("/srv/forge/assets")
     assert settings.port == 0
     assert settings.api_keys == (ApiKey("player", "mei", "a:b"), ApiKey("operator", "ops", "s"))
     assert settings.disk_warn_ratio == 0.5
     assert settings.disk_limit_bytes == 1_000_000
+    assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8", "192.0.2.1/32", "::1/128"]
+    assert settings.allowed_origins == ("https://game.example", "http://localhost:5173")
+    assert settings.rate_per_ip == 2.5
 
 
 @pytest.mark.parametrize(
@@ -45,6 +55,10 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_PORT", "65536"),
         ("FORGE_COMFYUI_URLS", "gpu:8188"),
         ("FORGE_COMFYUI_URLS", ","),
+        ("FORGE_COMFYUI_DIRS", "/srv/gpu,/srv/cpu"),
+        ("FORGE_COMFYUI_UNREACHABLE_SECONDS", "0"),
+        ("FORGE_COMFYUI_CANCEL_SECONDS", "-1"),
+        ("FORGE_COMFYUI_QUARANTINE_SECONDS", "0"),
         ("FORGE_ASSET_TTL_SECONDS", "0"),
         ("FORGE_ASSET_TTLS", "ui_icon"),
         ("FORGE_ASSET_TTLS", "ui_icon=0d"),
@@ -58,8 +72,21 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_DISK_WARN_RATIO", "1.5"),
         ("FORGE_DISK_CLEAN_RATIO", "0.7"),
         ("FORGE_DISK_LIMIT_BYTES", "-1"),
-        ("FORGE_RATE_PER_HOUR", "0"),
+        ("FORGE_DISK_RESERVE_BYTES", "-1"),
+        ("FORGE_MEMORY_LIMIT_BYTES", "0"),
+        ("FORGE_MEMORY_SHED_RATIO", "0"),
+        ("FORGE_MEMORY_SHED_RATIO", "1.1"),
+        ("FORGE_RATE_PER_HOUR", "-1"),
         ("FORGE_QUEUE_LIMIT", "0"),
+        ("FORGE_RATE_PER_IP", "-1"),
+        ("FORGE_RATE_PER_IP", "nan"),
+        ("FORGE_SOCKETS", "0"),
+        ("FORGE_SOCKETS_PER_USER", "0"),
+        ("FORGE_TRUSTED_PROXIES", "proxy.example"),
+        ("FORGE_TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("FORGE_ALLOWED_ORIGINS", "game.example"),
+        ("FORGE_ALLOWED_ORIGINS", "https://game.example/play"),
+        ("FORGE_ALLOWED_ORIGINS", "*"),
         ("FORGE_SCAN_SECONDS", "nan"),
         ("FORGE_SCAN_SECONDS", "0"),
     ],

@@ -14,10 +14,11 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from forge.canonical import Picture
-from forge.errors import PictureRefused, StoreFailed
+from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Workshop
 from forge.store import MARKER, Store
 from pictures import encoded, noise
@@ -379,7 +380,7 @@ async def test_a_full_volume_is_said_and_leaves_nothing(full_volume: Path) -> No
     store = Store(full_volume)
     store.open()
     async with store.workspace("job-1") as folder:
-        with pytest.raises(StoreFailed, match="No space"):
+        with pytest.raises(DiskFull, match="No space"):
             await store.receive(stream(*[bytes(65_536)] * 10), folder / "raw", max_bytes=1 << 30)
         assert list(folder.iterdir()) == []
         assert await store.receive(stream(b"small"), folder / "raw", max_bytes=100) == 5
@@ -476,3 +477,42 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_nothing_that_is_not_swept(s
             path = store.path(file.content_hash, file.format)
             assert hashlib.sha256(path.read_bytes()).hexdigest() == file.content_hash
             assert store.thumbnail_path(file.content_hash, 512).exists()
+
+
+# Uploads --------------------------------------------------------------------------------------------------
+
+
+async def test_an_upload_and_an_asset_of_one_content_are_two_files(store: Store, tmp_path: Path) -> None:
+    asset = await store.keep(picture(tmp_path / "a"))
+    sent = msgspec.structs.replace(picture(tmp_path / "b"), thumbnails={})
+    upload = await store.keep(sent, "uploads")
+    digest = sent.content_hash
+    assert upload == Path("uploads") / digest[:2] / digest[2:4] / f"{digest}.png"
+    assert asset == Path("assets", *upload.parts[1:])
+    assert [file.content_hash for file in store.files("uploads")] == [digest]
+
+    assert await store.remove(digest, "png", "uploads")
+    assert not (store.root / upload).exists()
+    assert (store.root / asset).exists()
+    assert all(store.thumbnail_path(digest, width).exists() for width in (256, 512))
+
+
+async def test_an_upload_that_was_kept_again_is_not_removed(store: Store, tmp_path: Path) -> None:
+    sent = msgspec.structs.replace(picture(tmp_path / "a"), thumbnails={})
+    await store.keep(sent, "uploads")
+    assert not await store.remove(sent.content_hash, "png", "uploads", untouched_since=1.0)
+    assert len(list(store.files("uploads"))) == 1
+
+
+async def test_a_volume_of_an_older_forge_gets_its_folder(store: Store, tmp_path: Path) -> None:
+    (store.root / "uploads").rmdir()
+    Store(store.root).open(create=False)
+    await store.keep(msgspec.structs.replace(picture(tmp_path / "a"), thumbnails={}), "uploads")
+    assert len(list(store.files("uploads"))) == 1
+
+
+async def test_uploads_without_a_marker_are_a_lost_mount_too(store: Store, tmp_path: Path) -> None:
+    await store.keep(msgspec.structs.replace(picture(tmp_path / "a"), thumbnails={}), "uploads")
+    (store.root / MARKER).unlink()
+    with pytest.raises(StoreFailed, match="mounted"):
+        Store(store.root).open()

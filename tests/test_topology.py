@@ -19,6 +19,7 @@ import factories
 from factories import JOB
 from forge import topology
 from forge.broker import connect, request
+from forge.domain.ids import upload_id
 from forge.embedded import EmbeddedNats
 from forge.errors import TopologyDiffers
 from forge.topology import matches, subject, token
@@ -70,6 +71,10 @@ def test_tokens_never_change(text: str | None, expected: str) -> None:
             factories.ready(character_id="a b"),
             f"forge.evt.asset.a=20b.npc_bust.{factories.ready().asset_id}.{JOB}.ready",
         ),
+        (
+            factories.upload_expired(user="m.ei"),
+            f"forge.evt.upload.m=2Eei.{upload_id('m.ei', factories.HASH)}.{factories.HASH}.expired",
+        ),
         (factories.released(session_id="s"), "forge.evt.session.s"),
         (factories.pinned(), f"forge.evt.pin.-.npc_bust.{factories.ready().asset_id}.{JOB}.pinned"),
         (factories.lost(), f"forge.evt.store.{factories.ready().asset_id}.lost"),
@@ -77,6 +82,9 @@ def test_tokens_never_change(text: str | None, expected: str) -> None:
         (factories.cleanup_held(), "forge.evt.cleanup.held.expired-lost"),
         (factories.cleanup_finished(), "forge.evt.cleanup.finished"),
         (factories.crossed(), "forge.evt.disk.crossed"),
+        (factories.key_created(), f"forge.evt.key.{factories.KEY}.created"),
+        (factories.key_revoked(), f"forge.evt.key.{factories.KEY}.revoked"),
+        (factories.accessed(source="api.1-8600"), "forge.evt.access.api=2E1-8600"),
         (factories.sampled(), "forge.metric.disk_usage"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -90,6 +98,7 @@ def test_every_event_is_covered_by_its_boundary() -> None:
     covered = {
         topology.admissions("mei"): factories.submitted(),
         topology.job("mei", JOB): factories.completed(),
+        topology.job_of_anybody(JOB): factories.redirected(),
         topology.session(None): factories.stored(),
         topology.asset(None, "npc_bust", asset_id): factories.deleted(),
         topology.reference(None, "npc_bust", asset_id, JOB): factories.expired(),
@@ -103,6 +112,12 @@ def test_every_event_is_covered_by_its_boundary() -> None:
         topology.ALL_ADMISSIONS: factories.retried(),
         topology.ALL_JOB_FACTS: factories.adopted(),
         topology.ALL_CANCELLATIONS: factories.cancelled(),
+        topology.upload("mei", upload_id("mei", factories.HASH)): factories.upload_stored(),
+        topology.uploads_of(factories.HASH): factories.upload_renewed(user="lan"),
+        topology.ALL_UPLOADS: factories.upload_expired(),
+        topology.key(factories.KEY): factories.key_created(),
+        topology.ALL_KEYS: factories.key_revoked(),
+        topology.access("api-8600"): factories.accessed(),
         topology.ALL_METRICS: factories.sampled(),
         topology.ALL_EVENTS: factories.ready(),
     }

@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -27,10 +27,13 @@ from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
 from forge.images import Workshop
-from forge.library import Library
+from forge.keys import Keys
+from forge.library import Library, Shelf
+from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 
 log = logging.getLogger("forge")
 
@@ -55,6 +58,20 @@ async def setup(settings: Settings) -> list[str]:
     finally:
         await nc.close()
     return done + [f"{name}: applied" for name in await database.migrate(settings.postgres_dsn)]
+
+
+@asynccontextmanager
+async def keys(settings: Settings) -> AsyncIterator[Keys]:
+    """Acts on API keys, over a connection of their own.
+
+    Raises:
+        LogUnavailable: NATS does not answer.
+    """
+    nc = await connect(settings.nats_url, "keys")
+    try:
+        yield Keys(EventStore(nc))
+    finally:
+        await nc.close()
 
 
 # ------------------------------------------------------------------- workers
@@ -120,19 +137,30 @@ async def _generation(
     stop: asyncio.Event,
 ) -> Coroutine[Any, Any, None]:
     from forge.comfyui.backends import Backends
+    from forge.comfyui.folders import shared
+    from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
 
+    patient = patience(
+        unreachable=settings.comfyui_unreachable_seconds,
+        cancel=settings.comfyui_cancel_seconds,
+        quarantine=settings.comfyui_quarantine_seconds,
+    )
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
         jobs=Jobs(events),
         library=Library(events),
-        backends=await stack.enter_async_context(Backends(settings.comfyui_urls)),
+        uploads=Uploads(events),
+        shelf=Shelf(events, store, settings.ttl_of),
+        backends=await stack.enter_async_context(Backends(settings.comfyui_urls, patient)),
+        folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
         workshop=await stack.enter_async_context(Workshop()),
         ttl_of=settings.ttl_of,
+        capacity=Capacity(settings),
     )
     return Generation(studio).run(stop)
 
@@ -175,6 +203,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     from forge.api.app import create_app
     from forge.api.live import Live
     from forge.api.parts import Parts
+    from forge.api.reads import ReadCounter
     from forge.api.serving import serve
 
     stop = _stop_on_signals()
@@ -188,8 +217,18 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
         events = EventStore(nc)
         blobs = await opened_store(settings, events)
-        admissions = Admissions(events, Line(), queue_limit=settings.queue_limit)
+        capacity = Capacity(settings)
+        admissions = Admissions(
+            events,
+            Line(),
+            queue_limit=settings.queue_limit,
+            rate_per_hour=settings.rate_per_hour,
+            guard=capacity.room,
+            shelf=Shelf(events, blobs, settings.ttl_of),
+        )
         live = Live(nc, admissions, pool)
+        reads = ReadCounter(events, f"{socket.gethostname()}-{settings.port}")
+        await stack.enter_async_context(reads.flushing(settings.access_flush_seconds))
         parts = Parts(
             settings=settings,
             nc=nc,
@@ -197,10 +236,14 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             admissions=admissions,
             jobs=admissions.jobs,
             library=Library(events),
+            uploads=Uploads(events),
+            keys=Keys(events),
+            reads=reads,
             retention=Retention(events, pool, blobs, settings),
             pool=pool,
             workflows=load_workflows(settings.workflows_dir, models=settings.models),
             blobs=blobs,
+            capacity=capacity,
             workshop=await stack.enter_async_context(Workshop()),
             live=live,
             open_to_loopback=open_to_loopback,
@@ -263,7 +306,7 @@ async def opened_store(settings: Settings, events: EventStore) -> Store:
         StoreMissing: the volume that should be there is not.
     """
     store = Store(settings.assets_dir)
-    known = await events.last(topology.ALL_STORED)
+    known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
     await asyncio.to_thread(store.open, create=known is None)
     return store
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from forge.domain.keys import ROLES as KEY_ROLES
 from forge.errors import ForgeError
 from forge.settings import Settings
+
+if TYPE_CHECKING:
+    from forge.keys import Keys
+
+T = TypeVar("T")
 
 ROLES = ("generation", "dispatcher", "projector", "cleanup", "scheduler")
 REFUSED = 2
@@ -276,6 +282,84 @@ def sim(
         ),
         lambda url: click.echo(f"ComfyUI simulator ready at {url}"),
     )
+
+
+@cli.group()
+def keys() -> None:
+    """Create, list and revoke API keys.
+
+    Keys are events of the log: every API knows a new one, and refuses a revoked one, within moments. These
+    commands talk to NATS alone. Keys of FORGE_API_KEYS are not among them.
+    """
+
+
+@keys.command("create")
+@click.option("--role", type=click.Choice(KEY_ROLES), required=True, help="What it may do.")
+@click.option("--user", required=True, help="Whom it speaks for: a player, a service or an operator.")
+@click.option("--label", help="What it is for, in words.")
+@data_dir_option
+def create_key(role: str, user: str, label: str | None, data_dir: Path | None) -> None:
+    """Create a key and print it: this once, for only its SHA-256 is kept.
+
+    \b
+    player    jobs and assets of its own
+    service   acts for any player, named by X-Forge-User
+    operator  everything
+    """
+    text, record = _on_the_log(
+        data_dir, lambda keys: keys.create(role=role, user=user, label=label, actor=_actor())
+    )
+    click.echo(text)
+    _report(f"this is key {record.meta.correlation}; it is not shown again")
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each key, a line each.")
+@data_dir_option
+def list_keys(as_json: bool, data_dir: Path | None) -> None:
+    """List every key there ever was, oldest first."""
+    import msgspec
+
+    for key in _on_the_log(data_dir, lambda keys: keys.all()):
+        told = {name: value for name, value in msgspec.structs.asdict(key).items() if name != "digest"}
+        if as_json:
+            click.echo(msgspec.json.encode(told).decode())
+            continue
+        state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M} by {key.revoked_by}" if key.revoked_at else "good"
+        made = f"created {key.created_at:%Y-%m-%d %H:%M} by {key.created_by}"
+        click.echo("  ".join([key.id, f"{key.role}:{key.user_id}", key.label or "-", made, state]))
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@data_dir_option
+def revoke_key(key_id: str, data_dir: Path | None) -> None:
+    """Revoke a key for ever; saying it again does no harm."""
+    _on_the_log(data_dir, lambda keys: keys.revoke(key_id, actor=_actor()))
+    _report(f"key {key_id} is revoked")
+
+
+def _on_the_log(data_dir: Path | None, act: Callable[[Keys], Awaitable[T]]) -> T:
+    """Do one thing with the keys of the log."""
+    import asyncio
+
+    from forge import bootstrap
+
+    async def done() -> T:
+        async with bootstrap.keys(_settings(data_dir)) as keys:
+            return await act(keys)
+
+    return asyncio.run(done())
+
+
+def _actor() -> str:
+    """Whose shell it is, for the log."""
+    import pwd
+
+    try:
+        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:
+        return f"cli:{os.getuid()}"
 
 
 @cli.command()

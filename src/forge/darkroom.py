@@ -25,20 +25,34 @@ from collections import defaultdict
 from typing import Any, BinaryIO
 
 import msgspec
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from forge.canonical import FORMATS, THUMBNAIL_WIDTHS, Canonical, canonical
-from forge.errors import PictureRefused
+from forge.errors import FULL_VOLUME, PictureRefused
 
 _MAX_SOURCE_BYTES = 256 << 20
 _MAX_FILES = 2 + len(THUMBNAIL_WIDTHS)
 _BAND_ROWS = 256  # rows hashed at a time, so that hashing needs no second copy of the picture
 _TALLEST = 4  # a thumbnail is at most this many times as high as the asked width
 _ORIENTATION = 0x0112  # EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_LEVEL = 4  # half the time of the default, a few per cent more bytes
 
 
 class VolumeFailed(Exception):
     """Reading or writing a file failed: the volume's fault, not the picture's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.full = error.errno in FULL_VOLUME
 
 
 # Pictures -------------------------------------------------------------------------------------------------
@@ -57,12 +71,37 @@ def develop(files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
         if image.size not in encoded:
             encoded[image.size] = _webp(image)
         _write(file, encoded[image.size])
+    return _facts(plain.format, (plain.width, plain.height), plain.data, pixel_hash, image)
+
+
+def redraw(files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
+    """Write the pixels alone as a new PNG; `files` are source and target.
+
+    Not one byte of the source is copied, so what hides in a picture's structure or compression ends here. A
+    picture that is stored turned is turned upright. Colour profiles go: ComfyUI, for which this is, reads the
+    numbers without them.
+    """
+    source, target = files
+    plain = _admit(source, max_pixels, upright=False)
+    image = _viewable(_flat(_decode(plain)))
+    orientation = _orientation(plain)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+    image.info = {}  # the encoder would write some of it
+    data = _png(image)
+    _write(target, data)
+    return _facts("png", image.size, data, _pixel_hash(image), image)
+
+
+def _facts(
+    fmt: str, size: tuple[int, int], data: bytes, pixel_hash: str, image: Image.Image
+) -> dict[str, Any]:
     return {
-        "format": plain.format,
-        "width": plain.width,
-        "height": plain.height,
-        "size_bytes": len(plain.data),
-        "content_hash": hashlib.sha256(plain.data).hexdigest(),
+        "format": fmt,
+        "width": size[0],
+        "height": size[1],
+        "size_bytes": len(data),
+        "content_hash": hashlib.sha256(data).hexdigest(),
         "pixel_hash": pixel_hash,
         "dominant_color": _dominant_color(image),
     }
@@ -76,26 +115,30 @@ def thumbnail(files: list[BinaryIO], max_pixels: int, width: int) -> dict[str, A
     return {}
 
 
-def _admit(source: BinaryIO, max_pixels: int) -> Canonical:
+def _admit(source: BinaryIO, max_pixels: int, *, upright: bool = True) -> Canonical:
     """Everything that can be refused before a single pixel is decoded."""
     try:
         size = os.fstat(source.fileno()).st_size
         data = source.read() if size <= _MAX_SOURCE_BYTES else b""
     except OSError as error:
-        raise VolumeFailed(str(error)) from error
+        raise VolumeFailed(error) from error
     if not data:
         raise PictureRefused("the picture is empty" if not size else "the file is too large for a picture")
     plain = canonical(data)
     if not 0 < plain.width * plain.height <= max_pixels:
         raise PictureRefused(f"{plain.width} x {plain.height} is not a size forge accepts")
-    exif = Image.Exif()
-    with contextlib.suppress(Exception):  # a broken block says nothing about orientation either
-        exif.load(plain.exif)
-    if exif.get(_ORIENTATION, 1) != 1:
+    if upright and _orientation(plain) != 1:
         raise PictureRefused(
             "the picture is stored turned and says so in EXIF, which forge drops; save it upright"
         )
     return plain
+
+
+def _orientation(plain: Canonical) -> int:
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # a broken block says nothing about orientation either
+        exif.load(plain.exif)
+    return exif.get(_ORIENTATION, 1)  # type: ignore[no-any-return]
 
 
 def _decode(plain: Canonical) -> Image.Image:
@@ -148,6 +191,12 @@ def _webp(image: Image.Image) -> bytes:
     return target.getvalue()
 
 
+def _png(image: Image.Image) -> bytes:
+    target = io.BytesIO()
+    image.save(target, "PNG", compress_level=_PNG_LEVEL)
+    return target.getvalue()
+
+
 def _dominant_color(image: Image.Image) -> str:
     """The mean of the largest group of similar colours, counting only what is not transparent."""
     few = image.resize((min(16, image.width), min(16, image.height)), Image.Resampling.BOX).convert("RGBA")
@@ -166,7 +215,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     except OSError as error:
-        raise VolumeFailed(str(error)) from error
+        raise VolumeFailed(error) from error
 
 
 # Orders ---------------------------------------------------------------------------------------------------
@@ -191,13 +240,17 @@ def _answer(order: dict[str, Any], files: list[BinaryIO], max_pixels: int) -> di
     try:
         if width := order.get("thumbnail"):
             return thumbnail(files, max_pixels, width)
+        if fewer := order.get("redraw"):
+            return redraw(files, min(max_pixels, fewer))
         return develop(files, max_pixels)
     except VolumeFailed as error:
-        return {"failed": str(error)}
+        return {"failed": str(error), "full": error.full}
     except PictureRefused as error:
         return {"refused": error.detail}
     except MemoryError:
         return {"refused": "the picture needs more memory than a decoder may use"}
+    except UnidentifiedImageError:  # its message names an object of this process
+        return {"refused": "the picture cannot be decoded"}
     except Exception as error:  # a decoder of hostile bytes may raise anything
         return {"refused": f"the picture cannot be decoded: {error}"[:200]}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
 else:
     Connection, Pool = asyncpg.Connection, asyncpg.Pool
+
+log = logging.getLogger("forge.database")
 
 _DOWN = (
     OSError,
@@ -152,6 +155,7 @@ async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
 
 
 async def _migrated(connection: Connection, wanted: list[Migration]) -> list[str]:
+    connection.add_log_listener(_pass_on)
     await _locked(connection)
     await connection.execute(_RECORDS)
     applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
@@ -160,6 +164,12 @@ async def _migrated(connection: Connection, wanted: list[Migration]) -> list[str
             f"the database is at migration {len(applied)}, this forge knows {len(wanted)}: upgrade forge"
         )
     return [m.name for m in wanted if await _applied(connection, m, applied.get(m.number))]
+
+
+def _pass_on(_: object, message: Any) -> None:
+    """What a migration warns of, for whoever looks after forge."""
+    if message.severity == "WARNING":
+        log.warning("a migration warns", extra={"reason": message.message})
 
 
 async def _locked(connection: Connection, patience: float = 60.0) -> None:

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -173,15 +173,17 @@ async def _start(settings: Settings, environ: Mapping[str, str], children: Child
 async def _start_servers(settings: Settings, environ: Mapping[str, str], children: Children) -> Settings:
     """Start the servers that the environment does not name, all at once; the settings to reach them all."""
     data, logs = settings.data_dir, settings.data_dir / "log"
-    found: dict[str, str | tuple[str, ...]] = {}
+    found: dict[str, str | tuple[str, ...] | tuple[Path, ...]] = {}
     nats = None if environ.get("FORGE_NATS_URL") else EmbeddedNats(data / "nats", log=logs / "nats.log")
     if nats:
         children.start("nats", nats)
     if not environ.get("FORGE_COMFYUI_URLS"):
         port = free_port("127.0.0.1", 0)
-        words = ["sim", "--port", str(port), "--output-dir", str(data / "comfyui"), "--render-ms", RENDER_MS]
+        files = data / "comfyui"
+        words = ["sim", "--port", str(port), "--output-dir", str(files), "--render-ms", RENDER_MS]
         children.start("sim", _command(words, settings, environ))
         found["comfyui_urls"] = (f"http://127.0.0.1:{port}",)
+        found["comfyui_dirs"] = (files.absolute(),)
     if not environ.get("FORGE_POSTGRES_DSN"):
         postgres = EmbeddedPostgres(data / "postgres", log=logs / "postgres.log")
         children.start("postgres", postgres)
@@ -203,6 +205,7 @@ def _command(words: list[str], settings: Settings, environ: Mapping[str, str]) -
         "FORGE_NATS_URL": settings.nats_url,
         "FORGE_POSTGRES_DSN": settings.postgres_dsn,
         "FORGE_COMFYUI_URLS": ",".join(settings.comfyui_urls),
+        "FORGE_COMFYUI_DIRS": ",".join(_listed(settings.comfyui_dirs)),
         "FORGE_DATA_DIR": str(data_dir),
         "FORGE_HOST": settings.host,
         "FORGE_PORT": str(settings.port),
@@ -212,6 +215,12 @@ def _command(words: list[str], settings: Settings, environ: Mapping[str, str]) -
         variables["FORGE_WORKFLOWS_DIR"] = str(settings.workflows_dir)
     place = dev_record.run_directory(data_dir)
     return ForgeCommand(words, data_dir / "log" / f"{words[0]}.log", place, variables)
+
+
+def _listed(directories: Sequence[Path | None]) -> tuple[str, ...]:
+    """As a variable can name them, which a comma in one of them forbids for all."""
+    names = tuple(str(directory or "") for directory in directories)
+    return () if any("," in name for name in names) else names
 
 
 def _write_record(dev: Dev, children: Children) -> None:
@@ -224,6 +233,7 @@ def _write_record(dev: Dev, children: Children) -> None:
             nats_url=settings.nats_url,
             postgres_dsn=settings.postgres_dsn,
             comfyui_urls=settings.comfyui_urls,
+            comfyui_dirs=_listed(settings.comfyui_dirs),
             children=children.pids,
         ),
     )

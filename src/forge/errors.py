@@ -7,12 +7,16 @@
     │   ├── Invalid                 422, names every field
     │   ├── Malformed               400, could not be read at all
     │   ├── TooLarge                413
+    │   ├── TooSlow                 408, the request did not come in time
+    │   ├── AddressTooLong          414
+    │   ├── HeadTooLarge            431
     │   ├── NotFound                404, also for what belongs to somebody else
     │   ├── Forbidden               403
     │   ├── Unauthenticated         401
     │   ├── KeyReused               422, same Idempotency-Key, other body
     │   ├── JobAlreadyOver          409
     │   ├── JobNotFailed            409
+    │   ├── UploadGone              409, at submission told as the field that names it
     │   ├── Pinned                  409, it is to stay
     │   ├── LimitReached            429, somebody's own limit
     │   └── QueueFull               503, forge as a whole is full
@@ -36,6 +40,7 @@
     │   └── StoreMissing            it is not the asset volume: a lost mount
     └── ComfyError                  what ComfyUI did to a prompt
         ├── BackendUnreachable      no answer: look again before anything else
+        │   └── NeverSent           not even a connection: it cannot have the prompt
         ├── BackendWedged           it answers but no longer executes
         ├── PromptRejected          it will never run: permanent
         ├── PromptFailed            it ran into an error
@@ -48,6 +53,7 @@ Whether to try again is decided by type (``retryable``), never by reading text.
 
 from __future__ import annotations
 
+import errno
 from datetime import datetime
 from typing import ClassVar
 
@@ -105,6 +111,24 @@ class TooLarge(Refused):
     code = "too_large"
 
 
+class TooSlow(Refused):
+    """The request did not arrive in time; send it again, faster."""
+
+    code = "too_slow"
+
+
+class AddressTooLong(Refused):
+    """The path and query are longer than forge reads."""
+
+    code = "address_too_long"
+
+
+class HeadTooLarge(Refused):
+    """The headers are more or larger than forge reads."""
+
+    code = "head_too_large"
+
+
 class NotFound(Refused):
     """There is no such thing here."""
 
@@ -139,6 +163,12 @@ class JobNotFailed(Refused):
     """Only a failed job can be retried."""
 
     code = "job_not_failed"
+
+
+class UploadGone(Refused):
+    """The uploaded picture is not there any more; upload it again."""
+
+    code = "upload_gone"
 
 
 class Pinned(Refused):
@@ -277,6 +307,15 @@ class StoreFailed(ForgeError):
     retryable = True
 
 
+FULL_VOLUME = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def refusal(where: object, error: OSError) -> DiskFull | StoreFailed:
+    """What it means that the asset volume refused: it is full, or something else is wrong with it."""
+    kind = DiskFull if error.errno in FULL_VOLUME else StoreFailed
+    return kind(f"{where}: {error.strerror or error}")
+
+
 class StoreMissing(StoreFailed):
     """The folder of pictures is not the one forge knows: is the volume mounted?"""
 
@@ -295,6 +334,12 @@ class BackendUnreachable(ComfyError):
 
     code = "backend_unreachable"
     retryable = True
+
+
+class NeverSent(BackendUnreachable):
+    """No connection to ComfyUI could be made, so nothing was sent."""
+
+    code = "never_sent"
 
 
 class BackendWedged(ComfyError):

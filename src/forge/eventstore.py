@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import datetime
-from uuid import uuid4
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
 
 import msgspec
 from nats.aio.client import Client
@@ -20,7 +20,8 @@ from nats.aio.msg import Msg
 from forge.broker import BrokerRefused, exchange, heed_cancellation, request
 from forge.errors import Conflict, LogUnavailable
 from forge.events.catalogue import Event, encode
-from forge.events.envelope import Meta, Recorded, headers, open_envelope
+from forge.events.envelope import Meta, Recorded, event_id, headers, open_envelope
+from forge.telemetry import traceparent
 from forge.topology import EVENTS, matches, subject
 
 _WRONG_LAST = (10071, 10164)  # 10164: the same on a replicated stream, another write is in flight
@@ -37,6 +38,14 @@ class Draft(msgspec.Struct, frozen=True):
 
     event: Event
     meta: Meta
+    boundary: str | None = None
+    expected: int = 0
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An event that is to be written with others, and the boundary whose newest event it expects, if any."""
+
+    event: Event
     boundary: str | None = None
     expected: int = 0
 
@@ -223,6 +232,27 @@ class EventStore:
         if (message.headers or {}).get("Status"):
             return None
         return recorded(message)
+
+
+def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) -> list[Draft]:
+    """The entries of one command about a job, in envelopes of now; the same command makes the same ids."""
+    now, trace = datetime.now(UTC), traceparent()
+    return [
+        Draft(
+            entry.event,
+            Meta(
+                id=event_id(command, nth),
+                at=now,
+                actor=actor,
+                correlation=str(job_id),
+                causation=command,
+                traceparent=trace,
+            ),
+            entry.boundary,
+            entry.expected,
+        )
+        for nth, entry in enumerate(entries)
+    ]
 
 
 def recorded(message: Msg) -> Recorded:

@@ -21,7 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from forge.canonical import THUMBNAIL_WIDTHS, Picture
-from forge.errors import PictureRefused, ServerFailed, StoreFailed
+from forge.errors import DiskFull, PictureRefused, ServerFailed, StoreFailed, refusal
 
 __all__ = ["Picture", "Workshop"]
 
@@ -72,13 +72,25 @@ class Workshop:
 
         Raises:
             PictureRefused: not a PNG, JPEG or WebP forge accepts; nothing is left in `folder`.
-            StoreFailed: a file could not be read or written.
+            StoreFailed: a file could not be read or written; DiskFull: for want of room.
         """
         name = secrets.token_hex(8)
         path = folder / name
         thumbnails = {width: folder / f"{name}.{width}.webp" for width in THUMBNAIL_WIDTHS}
         facts = await self._order({}, source, [path, *thumbnails.values()])
         return Picture(path=path, thumbnails=thumbnails, **facts)
+
+    async def redraw(self, source: Path, folder: Path, max_pixels: int) -> Picture:
+        """Write the pixels of `source`, upright and nothing else of it, as a new PNG into `folder`, fsynced.
+
+        A picture of more than `max_pixels` is refused on its header. There are no thumbnails.
+
+        Raises:
+            PictureRefused, StoreFailed: as `develop`.
+        """
+        path = folder / secrets.token_hex(8)
+        facts = await self._order({"redraw": max_pixels}, source, [path])
+        return Picture(path=path, thumbnails={}, **facts)
 
     async def thumbnail(self, source: Path, width: int, target: Path) -> None:
         """Write a WebP of `source`, at most `width` pixels wide and never enlarged, as `target`, atomically.
@@ -92,7 +104,7 @@ class Workshop:
             unfinished.replace(target)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            raise StoreFailed(f"{target}: {error.strerror}") from error
+            raise refusal(target, error) from error
 
     async def _order(self, order: dict[str, Any], source: Path, targets: Sequence[Path]) -> dict[str, Any]:
         child = await self._idle.get()
@@ -101,7 +113,7 @@ class Workshop:
             if "refused" in answer:
                 raise PictureRefused(answer["refused"])
             if "failed" in answer:
-                raise StoreFailed(answer["failed"])
+                raise (DiskFull if answer.get("full") else StoreFailed)(answer["failed"])
         except BaseException:
             for target in targets:
                 target.unlink(missing_ok=True)
@@ -173,7 +185,7 @@ class _Child:
             await self.end()
             raise _ChildDied from error
         except OSError as error:
-            raise StoreFailed(f"{error.filename}: {error.strerror}") from error
+            raise refusal(error.filename, error) from error
         except BaseException:
             # Cancelled: what it would still say must not be taken for the next picture's answer.
             await self.end()

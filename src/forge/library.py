@@ -1,4 +1,4 @@
-"""Acts on the library of stored pictures: count a job's pictures in, give references up.
+"""Acts on the library of stored pictures: count a job's pictures in, lend them again, give references up.
 
 What a session and a character hold stands in the newest entry of their ledgers in the log
 (:mod:`forge.domain.assets`), so both limits are exact with any number of workers: an append names the entry
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from forge.commands import Entry, meta
 from forge.domain import assets as rules
 from forge.errors import Conflict, LogUnavailable, NotFound, Pinned
 from forge.events.assets import (
@@ -25,10 +25,43 @@ from forge.events.assets import (
     AssetUnpinned,
     SessionReleased,
 )
-from forge.eventstore import Boundary, Draft, EventStore
+from forge.events.jobs import JobCompleted, JobSubmitted
+from forge.eventstore import Boundary, Entry, EventStore, drafts_of
+from forge.store import Store
 from forge.topology import character, character_or_pins, reference, reference_or_pins, session
 
 _TRIES = 20
+
+
+class Shelf:
+    """Pictures that were drawn before, to be lent to another job with the same recipe (M7)."""
+
+    def __init__(self, store: EventStore, blobs: Store, ttl_of: Callable[[str], int]) -> None:
+        self.store, self.blobs, self.ttl_of = store, blobs, ttl_of
+
+    async def recall(self, recipe: str, drawn_at: int, *, timeout: float = 2.0) -> list[AssetStored]:
+        """The pictures of the job that was completed there, renewed so that no clean-up takes them meanwhile.
+
+        None of them when any is gone, or the event is not the completion of such a job.
+
+        Raises:
+            LogUnavailable: no answer.
+            StoreFailed: the volume refuses.
+        """
+        done = await self.store.at(drawn_at, timeout=timeout)
+        if done is None or not isinstance(done.event, JobCompleted) or done.event.recipe != recipe:
+            return []
+        count = len(done.event.assets)
+        where = (drawn_at - 2 * count + 2 * nth for nth in range(count))
+        records = await asyncio.gather(*(self.store.at(seq, timeout=timeout) for seq in where))
+        pictures = [r.event for r in records if r is not None and isinstance(r.event, AssetStored)]
+        renewed = [await self.blobs.renew(p.content_hash, p.format) for p in pictures]
+        return pictures if len(pictures) == count and all(renewed) else []
+
+    def lent(self, picture: AssetStored, asked: JobSubmitted, now: datetime) -> AssetStored:
+        """A recalled picture as what this job gets."""
+        ttl = asked.ttl_seconds or self.ttl_of(asked.asset_type)
+        return rules.lent(picture, asked, now, timedelta(seconds=ttl))
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -114,20 +147,13 @@ class Library:
                 return before
             if _pinned(mine):
                 raise Pinned(f"asset {gone.asset_id} is pinned")
-            drafts = [
-                Draft(event, meta(f"{gone.asset_id}/{gone.job_id}/give-up", nth, actor, gone.job_id))
-                for nth, event in enumerate(rules.give_back(gone, bytes_.amount, assets.amount))
-            ]
-            by_character = gone.character_id is not None
-            drafts[0] = msgspec.structs.replace(
-                drafts[0],
-                boundary=of_character(str(gone.character_id)) if by_character else where,
-                expected=moved if by_character else mine.seq,
-            )
-            if gone.session_id is not None:
-                drafts[1] = msgspec.structs.replace(
-                    drafts[1], boundary=session(gone.session_id), expected=bytes_.seq
-                )
+            said, *released = rules.give_back(gone, bytes_.amount, assets.amount)
+            if gone.character_id is None:
+                entries = [Entry(said, where, mine.seq)]
+            else:
+                entries = [Entry(said, of_character(gone.character_id), moved)]
+            entries += [Entry(event, session(gone.session_id), bytes_.seq) for event in released]
+            drafts = drafts_of(entries, f"{gone.asset_id}/{gone.job_id}/give-up", actor, gone.job_id)
             try:
                 return (await self.store.append(drafts, within=within))[0].seq
             except Conflict:
@@ -152,9 +178,9 @@ class Library:
                 return mine.seq
             # named for what it follows: pinning again after unpinning is another act
             command = f"{wanted.asset_id}/{wanted.job_id}/pin/{mine.seq}"
-            draft = Draft(wanted, meta(command, 0, actor, wanted.job_id), where, mine.seq)
+            drafts = drafts_of([Entry(wanted, where, mine.seq)], command, actor, wanted.job_id)
             try:
-                return (await self.store.append([draft], within=within))[0].seq
+                return (await self.store.append(drafts, within=within))[0].seq
             except Conflict:
                 continue
         raise LogUnavailable(f"asset {wanted.asset_id} changes faster than can be decided")

@@ -45,7 +45,7 @@ from forge.follower import follow
 from forge.library import Library
 from forge.projections import retention as table
 from forge.projections.retention import Row
-from forge.resources import disk
+from forge.resources import Volume
 from forge.settings import Settings
 from forge.store import Store, StoredFile
 from forge.topology import ALL_DELETED, ALL_FAULTS, references, subject
@@ -213,9 +213,11 @@ class Retention:
         )
 
     async def _too_many_bytes(self, assets_bytes: int) -> int:
-        settings = self.settings
-        volume = await asyncio.to_thread(disk, settings.assets_dir, settings.disk_limit_bytes, assets_bytes)
-        return rules.too_many_bytes(volume.used, volume.limit, settings.target_ratio)
+        """What is to go from the volume as it is; files without a row are going already."""
+        volume = Volume(self.settings.assets_dir, self.settings.disk_limit_bytes)
+        disk = await asyncio.to_thread(volume.measure, True)
+        going = max(0, (await asyncio.to_thread(volume.kinds)).get("assets", 0) - assets_bytes)
+        return rules.too_many_bytes(disk.used - going, disk.limit, self.settings.target_ratio)
 
     async def _evictions(
         self,

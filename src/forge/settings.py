@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
+from forge.domain.keys import MAX_TEXT, ROLES
 from forge.errors import SettingInvalid
 
 
@@ -36,8 +39,6 @@ class Setting(msgspec.Struct, frozen=True):
     secret: bool = False
 
 
-ROLES = ("player", "service", "operator")
-
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
@@ -51,6 +52,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     comfyui_urls: Annotated[
         tuple[str, ...], Setting("FORGE_COMFYUI_URLS", "ComfyUI servers, comma separated, preferred first")
     ] = ("http://127.0.0.1:8188",)
+    comfyui_dirs: Annotated[
+        tuple[Path | None, ...],
+        Setting(
+            "FORGE_COMFYUI_DIRS",
+            "for each of the servers the directory of its output and input, where forge removes what it had "
+            "drawn; comma separated, empty where it is not shared",
+        ),
+    ] = ()
+    comfyui_unreachable_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_UNREACHABLE_SECONDS",
+            "how long a ComfyUI may give no answer before the jobs it has are tried elsewhere",
+            "s",
+        ),
+    ] = 30.0
+    comfyui_cancel_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_CANCEL_SECONDS",
+            "how long a stopped prompt may go on, its place held, before its ComfyUI counts as wedged",
+            "s",
+        ),
+    ] = 60.0
+    comfyui_quarantine_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_COMFYUI_QUARANTINE_SECONDS",
+            "how long a wedged ComfyUI that neither restarts nor executes anything is not tried again",
+            "s",
+        ),
+    ] = 900.0
     data_dir: Annotated[
         Path, Setting("FORGE_DATA_DIR", "where pictures and embedded servers keep their files")
     ] = Path(".forge")
@@ -123,12 +156,68 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "bytes",
         ),
     ] = None
+    trusted_proxies: Annotated[
+        tuple[IPv4Network | IPv6Network, ...],
+        Setting(
+            "FORGE_TRUSTED_PROXIES",
+            "addresses or networks, comma separated, whose X-Forwarded-For is believed; none by default",
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Setting(
+            "FORGE_ALLOWED_ORIGINS",
+            "web origins whose pages may open sockets, comma separated, besides forge's own",
+        ),
+    ] = ()
+    rate_per_ip: Annotated[
+        float | None,
+        Setting(
+            "FORGE_RATE_PER_IP",
+            "requests from one address (IPv6: /64), 5 s of it at once; 0 is no limit; "
+            "default: 200, and no limit for this machine itself",
+            "requests/s",
+        ),
+    ] = None
+    sockets: Annotated[
+        int, Setting("FORGE_SOCKETS", "event sockets open at once, in each API process", "sockets")
+    ] = 1000
+    sockets_per_user: Annotated[
+        int, Setting("FORGE_SOCKETS_PER_USER", "of which one user may have", "sockets")
+    ] = 4
+    disk_reserve_bytes: Annotated[
+        int | None,
+        Setting(
+            "FORGE_DISK_RESERVE_BYTES",
+            "free bytes below which the asset volume is full; default: 64 MiB, at most 5 % of the volume",
+            "bytes",
+        ),
+    ] = None
+    memory_limit_bytes: Annotated[
+        int,
+        Setting("FORGE_MEMORY_LIMIT_BYTES", "resident memory one process of forge may come to use", "bytes"),
+    ] = 1024**3
+    memory_shed_ratio: Annotated[
+        float,
+        Setting(
+            "FORGE_MEMORY_SHED_RATIO",
+            "part of the memory of process, container or machine in use from which on no work is taken",
+            "0-1",
+        ),
+    ] = 0.9
     rate_per_hour: Annotated[
-        int, Setting("FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour", "jobs/h")
+        int,
+        Setting(
+            "FORGE_RATE_PER_HOUR", "generations a user may ask for in an hour; 0 for any number", "jobs/h"
+        ),
     ] = 20
     queue_limit: Annotated[
         int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
     ] = 10_000
+    access_flush_seconds: Annotated[
+        float,
+        Setting("FORGE_ACCESS_FLUSH_SECONDS", "how often an API writes down which assets were fetched", "s"),
+    ] = 10.0
     scan_seconds: Annotated[
         float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
     ] = 60.0
@@ -180,8 +269,14 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 def _parse(name: str, raw: str, kind: Any) -> Any:
     if name == "comfyui_urls":
         return tuple(_url(u.strip()) for u in raw.split(",") if u.strip())
+    if name == "comfyui_dirs":
+        return tuple(Path(d.strip()).expanduser().absolute() if d.strip() else None for d in raw.split(","))
     if name == "api_keys":
         return tuple(_api_key(k.strip()) for k in raw.split(",") if k.strip())
+    if name == "trusted_proxies":
+        return tuple(ip_network(n.strip(), strict=False) for n in raw.split(",") if n.strip())
+    if name == "allowed_origins":
+        return tuple(_origin(o.strip()) for o in raw.split(",") if o.strip())
     if name == "asset_ttls":
         return dict(_asset_ttl(t.strip()) for t in raw.split(",") if t.strip())
     if name == "models":
@@ -195,6 +290,13 @@ def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError(f"{text!r} is not an http:// or https:// address")
     return text.rstrip("/")
+
+
+def _origin(text: str) -> str:
+    found = urlsplit(_url(text))
+    if not found.hostname or text.rstrip("/") != f"{found.scheme}://{found.netloc}":
+        raise ValueError(f"{text!r} is not an origin like https://game.example")
+    return text.rstrip("/").lower()
 
 
 def _model(text: str) -> tuple[str, str]:
@@ -217,6 +319,8 @@ def _api_key(text: str) -> ApiKey:
     user, _, secret = rest.partition(":")
     if role not in ROLES or not user or not secret:
         raise ValueError(f"each key is role:user:secret with a role of {', '.join(ROLES)}")
+    if len(secret) > MAX_TEXT:
+        raise ValueError(f"a key's secret has at most {MAX_TEXT} characters")
     return ApiKey(role, user, secret)
 
 
@@ -231,11 +335,22 @@ def _check(s: Settings) -> None:
         "disk_target_ratio": 0 < s.disk_target_ratio <= 1,
         "disk_warn_ratio": 0 < s.disk_warn_ratio <= 1,
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
-        "rate_per_hour": s.rate_per_hour > 0,
+        "rate_per_hour": s.rate_per_hour >= 0,
+        "rate_per_ip": s.rate_per_ip is None or 0 <= s.rate_per_ip <= 1_000_000,
+        "sockets": s.sockets > 0,
+        "sockets_per_user": s.sockets_per_user > 0,
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
+        "access_flush_seconds": 0.1 <= s.access_flush_seconds <= 3600,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,
+        "disk_reserve_bytes": s.disk_reserve_bytes is None or s.disk_reserve_bytes >= 0,
+        "memory_limit_bytes": s.memory_limit_bytes > 0,
+        "memory_shed_ratio": 0.1 <= s.memory_shed_ratio <= 1,
         "comfyui_urls": len(s.comfyui_urls) > 0,
+        "comfyui_dirs": len(s.comfyui_dirs) in (0, len(s.comfyui_urls)),
+        "comfyui_unreachable_seconds": s.comfyui_unreachable_seconds > 0,
+        "comfyui_cancel_seconds": s.comfyui_cancel_seconds > 0,
+        "comfyui_quarantine_seconds": s.comfyui_quarantine_seconds > 0,
     }
     for name, fine in bounds.items():
         if not fine:

@@ -5,7 +5,8 @@
     ROOT/.forge-store                      the marker: where it is missing, the volume is not mounted
     ROOT/assets/ab/cd/<sha256>.png         canonical pictures
     ROOT/thumbs/ab/cd/<sha256>.256.webp    made from them, and can be made again
-    ROOT/tmp/<name>.<random>/              one folder per attempt, locked while it is used, gone with it
+    ROOT/uploads/ab/cd/<sha256>.png        pictures that users sent, drawn anew
+    ROOT/tmp/<name>.<random>/              one folder per attempt or upload, locked while used, gone with it
 
 A file appears under its name only when it is whole: written in `tmp`, synced, renamed, and then the folder
 synced too, so that it is still there after a power cut. Storing twice is storing once.
@@ -29,20 +30,23 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, ClassVar, ParamSpec, TypeVar
+from typing import BinaryIO, ClassVar, Literal, ParamSpec, TypeVar
 
 import msgspec
 
 from forge.canonical import FORMATS, Picture
-from forge.errors import PictureRefused, StoreFailed, StoreMissing
+from forge.errors import PictureRefused, StoreMissing, refusal
 
 MARKER = ".forge-store"
 
 _MARKER_TEXT = b"forge keeps pictures here. Without this file it takes the volume for not mounted.\n"
-_FOLDERS = ("assets", "thumbs", "tmp")
+_FOLDERS = ("assets", "thumbs", "uploads", "tmp")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _WORKSPACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _WRITE_BYTES = 1 << 20  # collected before a thread is asked to write
+
+Kind = Literal["assets", "uploads"]
+"""What a picture is kept as. The two never share a file, though they may share its content."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,7 +62,8 @@ class StoredFile(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The pictures under `root`. Whatever touches the volume raises StoreFailed when the volume refuses."""
+    """The pictures under `root`. Whatever touches the volume raises StoreFailed when the volume refuses, and
+    DiskFull when it does so for want of room."""
 
     NO_FILE: ClassVar = "there is no file"
 
@@ -80,17 +85,18 @@ class Store:
                 if not create:
                     self._demand_marker()
                 self._found()
+            (self.root / "uploads").mkdir(exist_ok=True)  # a volume of an older forge has none
         self.sweep(stale_seconds)
 
     def marker_present(self) -> bool:
         """Whether this is the volume, and not the empty folder it is mounted on."""
         return (self.root / MARKER).is_file()
 
-    def path(self, content_hash: str, fmt: str) -> Path:
+    def path(self, content_hash: str, fmt: str, kind: Kind = "assets") -> Path:
         """Where a picture lies, or would lie."""
         if fmt not in FORMATS:
             raise ValueError(f"{fmt!r} is not a format forge keeps")
-        return self._folder("assets", content_hash) / f"{content_hash}.{fmt}"
+        return self._folder(kind, content_hash) / f"{content_hash}.{fmt}"
 
     def thumbnail_path(self, content_hash: str, width: int) -> Path:
         """Where a picture's WebP of `width` pixels lies, or would lie."""
@@ -143,13 +149,13 @@ class Store:
             raise
         return size
 
-    async def keep(self, picture: Picture) -> Path:
+    async def keep(self, picture: Picture, kind: Kind = "assets") -> Path:
         """Move a developed picture and its thumbnails to their names; returns its path relative to `root`.
 
         Keeping the same content again renews the file, its time included, so that a removal which has already
         chosen it (`untouched_since`) lets it be.
         """
-        return await _in_thread(self._keep, picture)
+        return await _in_thread(self._keep, picture, kind)
 
     async def renew(self, content_hash: str, fmt: str) -> bool:
         """Say that a stored picture is needed again, before the event that says why: as `keep` would.
@@ -161,7 +167,9 @@ class Store:
         """
         return await _in_thread(self._renew, content_hash, fmt)
 
-    async def remove(self, content_hash: str, fmt: str, *, untouched_since: float | None = None) -> bool:
+    async def remove(
+        self, content_hash: str, fmt: str, kind: Kind = "assets", *, untouched_since: float | None = None
+    ) -> bool:
         """Remove a picture and its thumbnails; says whether the picture was there and went.
 
         With `untouched_since` (Unix seconds) a picture that was kept after that moment stays.
@@ -169,17 +177,17 @@ class Store:
         Raises:
             StoreFailed: also when the marker is missing; nothing is then removed.
         """
-        return await _in_thread(self._remove, content_hash, fmt, untouched_since)
+        return await _in_thread(self._remove, content_hash, fmt, kind, untouched_since)
 
-    def files(self) -> Iterator[StoredFile]:
-        """Every picture on the volume, in order of hash; blocking, one folder in memory at a time.
+    def files(self, kind: Kind = "assets") -> Iterator[StoredFile]:
+        """Every picture of a kind on the volume, in order of hash; blocking, one folder in memory at a time.
 
         Raises:
             StoreFailed: also when the marker is missing, since "nothing is there" would then be wrong.
         """
         with _volume(self.root):
             self._demand_marker()
-            for first in _folders(self.root / "assets"):
+            for first in _folders(self.root / kind):
                 for second in _folders(first):
                     for entry in _sorted(second):
                         if found := _stored_file(entry):
@@ -250,7 +258,7 @@ class Store:
         # Empty folders are what a process left that was stopped right here; `lost+found` is a fresh volume's.
         # Another process may be founding it right now: each step allows for that.
         strangers = {entry.name for entry in self.root.iterdir()} - {*_FOLDERS, "lost+found"}
-        if strangers or any(any((self.root / kind).glob("*")) for kind in ("assets", "thumbs")):
+        if strangers or any(any((self.root / kind).glob("*")) for kind in _FOLDERS[:-1]):
             self._demand_marker()
         for folder in _FOLDERS:
             (self.root / folder).mkdir(exist_ok=True)
@@ -314,8 +322,8 @@ class Store:
             return True
         return False
 
-    def _keep(self, picture: Picture) -> Path:
-        final = self.path(picture.content_hash, picture.format)
+    def _keep(self, picture: Picture, kind: Kind) -> Path:
+        final = self.path(picture.content_hash, picture.format, kind)
         moves = [
             *((file, self.thumbnail_path(picture.content_hash, w)) for w, file in picture.thumbnails.items()),
             (picture.path, final),  # last: who sees the picture sees its thumbnails
@@ -329,8 +337,8 @@ class Store:
                 _sync(folder)
         return final.relative_to(self.root)
 
-    def _remove(self, content_hash: str, fmt: str, untouched_since: float | None) -> bool:
-        final = self.path(content_hash, fmt)
+    def _remove(self, content_hash: str, fmt: str, kind: Kind, untouched_since: float | None) -> bool:
+        final = self.path(content_hash, fmt, kind)
         with _volume(final), self._locked(fcntl.LOCK_EX):
             there = True
             try:
@@ -339,9 +347,10 @@ class Store:
                 final.unlink()
             except FileNotFoundError:
                 there = False
-            # after the picture: thumbnails that a kill leaves here are found by `tidy`, or by saying it again
-            for thumbnail in self._folder("thumbs", content_hash).glob(f"{content_hash}.*.webp"):
-                thumbnail.unlink(missing_ok=True)
+            if kind == "assets":
+                # after the picture: thumbnails that a kill leaves are found by `tidy`, or by saying it again
+                for thumbnail in self._folder("thumbs", content_hash).glob(f"{content_hash}.*.webp"):
+                    thumbnail.unlink(missing_ok=True)
         return there
 
 
@@ -445,7 +454,7 @@ def _volume(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreFailed(f"{path}: {error.strerror or error}") from error
+        raise refusal(path, error) from error
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

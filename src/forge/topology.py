@@ -23,13 +23,16 @@ from forge.events.assets import (
     AssetGivenUp,
     AssetPin,
     AssetReady,
+    AssetsAccessed,
     AssetStored,
     SessionReleased,
 )
 from forge.events.catalogue import Event
 from forge.events.cleanup import CleanupFinished, CleanupHeld, CleanupRequested
 from forge.events.jobs import JobRetried, JobSubmitted
+from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
+from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 
 EVENTS = "FORGE_EVENTS"
 DISPATCH = "FORGE_DISPATCH"
@@ -46,12 +49,15 @@ ALL_ADMISSIONS = "forge.evt.admission.*"
 ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
 ALL_STORED = "forge.evt.session.*"
+ALL_UPLOADS = "forge.evt.upload.>"
 DISK_CROSSED = "forge.evt.disk.crossed"
+ALL_KEYS = "forge.evt.key.>"
 ALL_DELETED = "forge.evt.asset.*.*.*.*.deleted"
 ALL_FAULTS = "forge.evt.store.*.*"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
+BACKENDS = "forge.live.backends"
 ORDER_DONE = f"$JS.EVENT.METRIC.CONSUMER.ACK.{DISPATCH}.{GENERATION}"
 
 NOT_FOUND = (10059, 10014)  # stream, consumer
@@ -87,6 +93,11 @@ def job(user: str, job_id: UUID) -> str:
     return f"forge.evt.job.{token(user)}.{job_id}.>"
 
 
+def job_of_anybody(job_id: UUID) -> str:
+    """The filter of one job's facts where its user is not known; costs the server more."""
+    return f"forge.evt.job.*.{job_id}.>"
+
+
 def session(session_id: str | None) -> str:
     """The ledger of a session's bytes."""
     return f"forge.evt.session.{token(session_id)}"
@@ -105,6 +116,26 @@ def asset(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
 def reference(character_id: str | None, asset_type: str, asset_id: UUID, job_id: UUID) -> str:
     """The filter of what happened to one job's references to an asset."""
     return f"forge.evt.asset.{token(character_id)}.{token(asset_type)}.{asset_id}.{job_id}.*"
+
+
+def upload(user: str, upload_id: UUID) -> str:
+    """The filter of one upload's facts."""
+    return f"forge.evt.upload.{token(user)}.{upload_id}.>"
+
+
+def uploads_of(content_hash: str) -> str:
+    """The filter of all facts about one content, whoever uploaded it."""
+    return f"forge.evt.upload.*.*.{token(content_hash)}.*"
+
+
+def key(key_id: str) -> str:
+    """The filter of one API key's facts."""
+    return f"forge.evt.key.{token(key_id)}.*"
+
+
+def access(source: str) -> str:
+    """The ledger of the reads that one API counted."""
+    return f"forge.evt.access.{token(source)}"
 
 
 def character_or_pins(character_id: str) -> str:
@@ -135,6 +166,11 @@ def progress(job_id: UUID) -> str:
     return f"forge.live.job.{job_id}"
 
 
+def ticket_office(office: str) -> str:
+    """Where an API process is asked about the tickets it gave."""
+    return f"forge.live.ticket.{office}"
+
+
 def subject(event: Event) -> str:
     """Where an event belongs; its last token is the fact's name."""
     match event:
@@ -145,6 +181,9 @@ def subject(event: Event) -> str:
         case AssetReady() | AssetGivenUp():
             place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
             return f"forge.evt.asset.{place}.{_fact(event)}"
+        case UploadStored() | UploadRenewed() | UploadExpired():
+            place = f"{token(event.user_id)}.{event.upload_id}.{token(event.content_hash)}"
+            return f"forge.evt.upload.{place}.{_fact(event)}"
         case AssetPin():
             place = f"{token(event.character_id)}.{token(event.asset_type)}.{event.asset_id}.{event.job_id}"
             return f"forge.evt.pin.{place}.{_fact(event)}"
@@ -156,6 +195,10 @@ def subject(event: Event) -> str:
             return f"forge.evt.cleanup.{_fact(event)}"
         case DiskCrossed():
             return DISK_CROSSED
+        case KeyCreated() | KeyRevoked():
+            return f"forge.evt.key.{token(event.key_id)}.{_fact(event)}"
+        case AssetsAccessed():
+            return access(event.source)
         case MetricSampled():
             return f"forge.metric.{token(event.metric_type)}"
     attempt: int | None = getattr(event, "attempt", None)

@@ -15,6 +15,7 @@ from typing import Any
 from acceptance.evidence import ADMISSION, TERMINAL, Evidence, Message
 
 PLACES = 3
+QUEUED, SESSION_BYTES, CHARACTER_ASSETS = 10, 2 * 1024**3, 100
 THUMBNAILS = (256, 512)
 STATUS = {
     "forge.job.submitted.v1": "pending",
@@ -52,9 +53,11 @@ def check(evidence: Evidence, asked: Iterable[Asked], given_up: Collection[str] 
         *crowded(evidence, given_up),
         *drawn_twice(evidence),
         *files_and_rows(evidence),
+        *uploads_and_rows(evidence),
         *queue_agrees(evidence),
         *left_behind(evidence, given_up),
         *told(evidence),
+        *beyond_limits(evidence),
     ]
     assert not wrong, f"{len(wrong)} things are wrong:\n" + "\n".join(wrong[:40])
 
@@ -191,10 +194,32 @@ def files_and_rows(evidence: Evidence) -> Iterator[str]:
     yield from (f"a reference names asset {id_}, which is none" for id_ in referred - evidence.assets.keys())
 
 
+def uploads_and_rows(evidence: Evidence) -> Iterator[str]:
+    """I-FILE of pictures that users sent. A file may outlive its row by a grace, a row never its file."""
+    alive: dict[str, dict[str, Any]] = {}
+    known: set[str] = set()
+    for event in evidence.events:
+        if event.type == "forge.upload.stored.v1":
+            alive[event.data["upload_id"]] = event.data
+            known.add(event.data["file_path"])
+        elif event.type == "forge.upload.expired.v1":
+            alive.pop(event.data["upload_id"], None)
+    if alive.keys() != evidence.uploads.keys():
+        yield f"the log has uploads {sorted(alive)}, the table {sorted(evidence.uploads)}"
+    for id_, row in evidence.uploads.items():
+        if row["file_path"] not in evidence.upload_files:
+            yield f"upload {id_} has no file"
+    for path, digest in evidence.upload_files.items():
+        if PurePath(path).stem != digest:
+            yield f"{path} holds {digest}"
+        if path not in known:
+            yield f"{path} belongs to no upload"
+
+
 def queue_agrees(evidence: Evidence) -> Iterator[str]:
     """The table of jobs says what the log says."""
     last = evidence.events[-1].seq if evidence.events else 0
-    for name in ("queue", "inventory", "stats"):
+    for name in ("queue", "inventory", "stats", "uploads"):
         if evidence.checkpoints.get(name, 0) != last:
             yield f"{name} is at {evidence.checkpoints.get(name)}, the log at {last}"
     jobs = by_job(evidence.events)
@@ -228,7 +253,9 @@ def _told_by(events: list[Message]) -> dict[str, Any]:
         "completed_at": ends[-1].at if over else None,
         "locked_by": None if over else (starts[-1].data["worker"] if states[-1] == "running" else None),
         "seq": max(
-            event.seq for event in events if event.type in STATUS or event.type.endswith("adopted.v1")
+            event.seq
+            for event in events
+            if event.type in STATUS or event.type in ("forge.job.adopted.v1", "forge.job.redirected.v1")
         ),
     }
 
@@ -240,6 +267,9 @@ def left_behind(evidence: Evidence, given_up: Collection[str] = ()) -> Iterator[
     for name, lines in evidence.simulators.items():
         if lines[-1]["present"] and name not in given_up:
             yield f"{name} still has {lines[-1]['present']} prompts"
+    for name, folders in evidence.left_at_comfyui.items():
+        if name not in given_up:
+            yield from (f"{name} still has {folder}" for folder in folders)
 
 
 def told(evidence: Evidence) -> Iterator[str]:
@@ -261,3 +291,37 @@ def told(evidence: Evidence) -> Iterator[str]:
             yield f"{message.subject} is no CloudEvent: {headers}"
         if not all(headers.get(name) for name in ("ce-source", "ce-subject", "ce-time")):
             yield f"{message.subject} lacks attributes: {json.dumps(headers)}"
+
+
+def beyond_limits(evidence: Evidence) -> Iterator[str]:
+    """I-QUOTA: at no event of the log has a user more than ten jobs that are not over, a session more than
+    2 GiB, a character more than a hundred assets; and the balances in the events are the sums."""
+    queued: Counter[str] = Counter()
+    bytes_: Counter[str] = Counter()
+    assets: Counter[str] = Counter()
+    for event in evidence.events:
+        data = event.data
+        session, character = data.get("session_id"), data.get("character_id")
+        if event.type in ADMISSION or event.type in TERMINAL:
+            queued[data["user_id"]] += 1 if event.type in ADMISSION else -1
+            if queued[data["user_id"]] > QUEUED:
+                yield f"{data['user_id']} has {queued[data['user_id']]} jobs at {event.seq}"
+        elif event.type == "forge.asset.stored.v1" and session:
+            bytes_[session] += data["file_size_bytes"]
+            yield from _balance(event, "session_bytes", bytes_[session], SESSION_BYTES)
+        elif event.type == "forge.session.released.v1":
+            bytes_[session] -= data["released_bytes"]
+            yield from _balance(event, "session_bytes", bytes_[session], SESSION_BYTES)
+        elif event.type == "forge.asset.ready.v1" and character:
+            assets[character] += 1
+            yield from _balance(event, "character_assets", assets[character], CHARACTER_ASSETS)
+        elif event.type in ("forge.asset.deleted.v1", "forge.asset.expired.v1") and character:
+            assets[character] -= data.get("pictures", 1)
+            yield from _balance(event, "character_assets", assets[character], CHARACTER_ASSETS)
+
+
+def _balance(event: Message, name: str, sum_: int, most: int) -> Iterator[str]:
+    if not 0 <= sum_ <= most:
+        yield f"{name} are {sum_} at {event.seq}"
+    if event.data.get(name) != sum_:
+        yield f"event {event.seq} says {name} are {event.data.get(name)}, they are {sum_}"

@@ -52,15 +52,23 @@ class Evidence:
     files: dict[str, str] = field(default_factory=dict)
     """Path below the volume → SHA-256 of what is in it."""
     thumbnails: set[str] = field(default_factory=set)
+    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    upload_files: dict[str, str] = field(default_factory=dict)
+    """As `files`, of pictures that users sent."""
     leftovers: list[str] = field(default_factory=list)
+    left_at_comfyui: dict[str, list[str]] = field(default_factory=dict)
+    """Simulator → folders of forge's that are still in its output or input."""
     simulators: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class Witness:
     """Reads streams and tables with plain clients; the log only from where it was read last."""
 
-    def __init__(self, nats_url: str, dsn: str, assets: Path, records: dict[str, Path]) -> None:
+    def __init__(
+        self, nats_url: str, dsn: str, assets: Path, records: dict[str, Path], files: dict[str, Path]
+    ) -> None:
         self._nats_url, self._dsn, self._assets, self._records = nats_url, dsn, assets, records
+        self._files = files
         self._streams: dict[str, list[Message]] = {"FORGE_EVENTS": [], "FORGE_ASSETS_READY": []}
 
     async def __aenter__(self) -> Witness:
@@ -110,6 +118,13 @@ class Witness:
         """What lies in the volume's temporary folder."""
         return sorted(path.name for path in (self._assets / "tmp").iterdir())
 
+    def left_at_comfyui(self) -> dict[str, list[str]]:
+        """What forge's prompts drew, or were given, and is still at each simulator."""
+        return {
+            name: sorted(str(path.relative_to(root)) for path in root.glob("*put/forge/*"))
+            for name, root in self._files.items()
+        }
+
     def simulator(self, name: str) -> list[dict[str, Any]]:
         """What a simulator wrote down; a killed one may leave half a line."""
         lines = []
@@ -124,6 +139,7 @@ class Witness:
             public=list(await self.public()),
             orders=await self.orders(),
             leftovers=self.leftovers(),
+            left_at_comfyui=self.left_at_comfyui(),
             simulators={name: self.simulator(name) for name in self._records},
         )
         await self._read_tables(evidence)
@@ -142,14 +158,17 @@ class Witness:
                 evidence.assets = {str(row["id"]): dict(row) for row in assets}
                 references = await connection.fetch("select * from asset_reference")
                 evidence.references = [dict(row) for row in references]
+                uploads = await connection.fetch("select * from upload")
+                evidence.uploads = {str(row["id"]): dict(row) for row in uploads}
         finally:
             await connection.close()
 
     def _read_volume(self, evidence: Evidence) -> None:
         root = self._assets
-        for path in (root / "assets").rglob("*"):
-            if path.is_file():
-                evidence.files[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for kind, found in (("assets", evidence.files), ("uploads", evidence.upload_files)):
+            for path in (root / kind).rglob("*"):
+                if path.is_file():
+                    found[str(path.relative_to(root))] = hashlib.sha256(path.read_bytes()).hexdigest()
         evidence.thumbnails = {
             str(path.relative_to(root)) for path in (root / "thumbs").rglob("*") if path.is_file()
         }

@@ -1,4 +1,4 @@
-"""A job type of an operator's own: a flat colour, drawn without any model, given up after two seconds."""
+"""Job types of an operator's own, without any model: a flat colour, and a user's picture inverted."""
 
 from __future__ import annotations
 
@@ -24,6 +24,32 @@ maximum = 16777215
 default = 0
 targets = ["1.color"]
 """
+
+
+_RECOLOUR_GRAPH = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+    "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "recolour"}},
+}
+_RECOLOUR = """
+asset_type = "character_portrait"
+description = "The user's own picture in opposite colours"
+timeout_seconds = 30
+outputs = ["3"]
+
+[params.picture]
+type = "image"
+required = true
+targets = ["1.image"]
+"""
+
+
+def write_recolour(folder: Path) -> Path:
+    """Put the job type `recolour`, which takes an uploaded picture, into a directory; returns that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recolour.json").write_text(json.dumps(_RECOLOUR_GRAPH))
+    (folder / "recolour.toml").write_text(_RECOLOUR)
+    return folder
 
 
 def write_swatch(folder: Path) -> Path:

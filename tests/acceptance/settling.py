@@ -31,7 +31,8 @@ ABSENT = (
 async def watching(system: System) -> AsyncIterator[Witness]:
     """A witness of everything this system does."""
     records = {name: system.record_of(name) for name in system.simulators}
-    async with Witness(system.nats.url, system.postgres_dsn, system.assets_dir, records) as witness:
+    files = {name: system.files_of(name) for name in system.simulators}
+    async with Witness(system.nats.url, system.postgres_dsn, system.assets_dir, records, files) as witness:
         yield witness
 
 
@@ -44,7 +45,7 @@ async def settled(
 
     async def quiet() -> bool:
         with contextlib.suppress(*ABSENT):
-            reasons[:] = await _unrest(witness)
+            reasons[:] = await _unrest(witness, given_up)
         return reasons == []
 
     reasons.append("nobody answered")
@@ -58,7 +59,7 @@ async def settled(
     return evidence
 
 
-async def _unrest(witness: Witness) -> list[str]:
+async def _unrest(witness: Witness, given_up: Collection[str]) -> list[str]:
     """What is still to come."""
     events = await witness.events()
     jobs = await witness.jobs()
@@ -73,6 +74,9 @@ async def _unrest(witness: Witness) -> list[str]:
         found.append("the tables are behind")
     if leftovers := witness.leftovers():
         found.append(f"{leftovers} are in tmp")
+    drawn = witness.left_at_comfyui()
+    if left := {name: folders for name, folders in drawn.items() if folders and name not in given_up}:
+        found.append(f"{left} are at ComfyUI")
     if len(await witness.public()) < sum(event.type == "forge.asset.ready.v1" for event in events):
         found.append("the public stream is behind")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -87,6 +88,10 @@ class System:
         """What a simulator writes down about itself."""
         return self.root / f"{name}.jsonl"
 
+    def files_of(self, name: str) -> Path:
+        """The directory with a simulator's output and input."""
+        return self.root / f"{name}-files"
+
     @property
     def simulators(self) -> list[str]:
         return [name for name in self.ports if name.startswith("sim")]
@@ -121,9 +126,13 @@ class System:
             self.down.discard(name)
 
     def kill(self, name: str) -> None:
-        """End one as `kill -9` does; it stays down."""
+        """End one as `kill -9` does; it stays down. The prompts of a simulator die with it."""
         self.down.add(name)
         self.members[name].kill()
+        if name.startswith("sim"):
+            line = {"event": "killed", "at": time.time(), "present": 0}
+            with self.record_of(name).open("a") as record:
+                record.write(json.dumps(line) + "\n")
 
     def freeze(self, name: str) -> None:
         self.process(name).send(signal.SIGSTOP)
@@ -170,7 +179,7 @@ class System:
                 "--port",
                 str(self.ports.get(name)),
                 "--output-dir",
-                str(self.root / f"{name}-files"),
+                str(self.files_of(name)),
             ],
             "api": ["api", "--open-to-loopback"],
             "housekeeping": ["worker", "--roles", "cleanup,scheduler"],
@@ -186,6 +195,7 @@ class System:
             "FORGE_NATS_URL": self.nats.url,
             "FORGE_POSTGRES_DSN": self.postgres_dsn,
             "FORGE_COMFYUI_URLS": ",".join(self.url(simulator) for simulator in self.simulators),
+            "FORGE_COMFYUI_DIRS": ",".join(str(self.files_of(simulator)) for simulator in self.simulators),
             "FORGE_DATA_DIR": str(self.data_dir),
             "FORGE_PORT": str(self.ports.get(name, 0)),
             "FORGE_RATE_PER_HOUR": "1000000",

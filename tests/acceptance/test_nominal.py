@@ -152,6 +152,10 @@ def _file_is_left_in_tmp(e: Evidence) -> None:
     e.leftovers.append("half-a-picture")
 
 
+def _file_is_left_at_comfyui(e: Evidence) -> None:
+    e.left_at_comfyui["sim"].append("output/forge/a-job")
+
+
 def _order_is_left(e: Evidence) -> None:
     e.orders.append("forge.dispatch.main.x")
 
@@ -176,7 +180,25 @@ def _no_cloud_event(e: Evidence) -> None:
     del e.public[0].headers["ce-source"]
 
 
+def _an_eleventh_job(e: Evidence) -> None:
+    admitted = list(_of(e, "submitted"))[:11]
+    for event in admitted:
+        event.data["user_id"] = "greedy"
+
+
+def _a_balance_is_wrong(e: Evidence) -> None:
+    next(event for event in e.events if event.type == "forge.asset.stored.v1").data["session_bytes"] += 1
+
+
+def _a_session_holds_too_much(e: Evidence) -> None:
+    stored = next(event for event in e.events if event.type == "forge.asset.stored.v1")
+    stored.data["session_bytes"] = stored.data["file_size_bytes"] = 2 * 1024**3 + 1
+
+
 BUGS = (
+    _an_eleventh_job,
+    _a_balance_is_wrong,
+    _a_session_holds_too_much,
     _end_is_missing,
     _ended_twice,
     _event_twice,
@@ -192,6 +214,7 @@ BUGS = (
     _drawn_twice,
     _prompt_is_left,
     _file_is_left_in_tmp,
+    _file_is_left_at_comfyui,
     _order_is_left,
     _row_disagrees,
     _tables_are_behind,

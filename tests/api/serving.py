@@ -15,15 +15,20 @@ from forge import database
 from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
+from forge.api.reads import ReadCounter
+from forge.api.serving import configuration
 from forge.comfyui.workflows import load
 from forge.commands import Admissions, Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop
-from forge.library import Library
+from forge.keys import Keys
+from forge.library import Library, Shelf
+from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 from waiting import wait_until
 
 ROOT = "/api/v1/comfyui"
@@ -53,9 +58,17 @@ async def parts_over(
     stack: AsyncExitStack, nc: Client, pool: database.Pool, settings: Settings, open_to_loopback: bool
 ) -> Parts:
     store = EventStore(nc)
-    admissions = Admissions(store, Line(), queue_limit=settings.queue_limit)
+    capacity = Capacity(settings)
     blobs = Store(settings.assets_dir)
     blobs.open()
+    admissions = Admissions(
+        store,
+        Line(),
+        queue_limit=settings.queue_limit,
+        rate_per_hour=settings.rate_per_hour,
+        shelf=Shelf(store, blobs, settings.ttl_of),
+        guard=capacity.room,
+    )
     return Parts(
         settings=settings,
         nc=nc,
@@ -63,10 +76,14 @@ async def parts_over(
         admissions=admissions,
         jobs=Jobs(store),
         library=Library(store),
+        uploads=Uploads(store),
+        keys=Keys(store),
+        reads=ReadCounter(store, "test"),
         retention=Retention(store, pool, blobs, settings),
         pool=pool,
         workflows=load(settings.workflows_dir),
         blobs=blobs,
+        capacity=capacity,
         workshop=await stack.enter_async_context(Workshop()),
         live=Live(nc, admissions, pool),
         open_to_loopback=open_to_loopback,
@@ -78,8 +95,7 @@ async def listening(parts: Parts) -> AsyncIterator[str]:
     app = create_app(parts)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="websockets-sansio", proxy_headers=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
     task = asyncio.create_task(server._serve([listener]))
     await wait_until(lambda: server.started or task.done(), what="uvicorn listens")
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -214,43 +214,6 @@ async def test_strange_headers_are_refused_or_ignored(served: Served) -> None:
         assert traced.status_code == 202
 
 
-async def test_every_route_survives_every_kind_of_value(served: Served, operator: httpx.AsyncClient) -> None:
-    """Schemathesis in small: hostile values in each parameter of each operation."""
-    async with httpx.AsyncClient(base_url=served.base_url, timeout=20.0) as plain:
-        document = (await plain.get("/openapi.json")).json()
-        hostile = [
-            "",
-            "%00",
-            "%ED%A0%80",
-            "%F0%9F%92%A9",
-            "-1",
-            "9" * 40,
-            "1e400",
-            "null",
-            "[]",
-            "%25",
-            "a" * 5000,
-            "'--",
-        ]
-        for path, operations in document["paths"].items():
-            for method, operation in operations.items():
-                if not path.startswith(ROOT) or path.endswith("/events"):
-                    continue
-                named = [
-                    p
-                    for p in operation.get("parameters", [])
-                    if p.get("in") == "query" and p["name"] != "min_seq"
-                ]
-                for value in hostile:
-                    filled = path
-                    for parameter in operation.get("parameters", []):
-                        if parameter.get("in") == "path":
-                            filled = filled.replace(f"{{{parameter['name']}}}", value or str(uuid4()))
-                    query = "&".join(f"{p['name']}={value}" for p in named)
-                    answer = await plain.request(method, f"{filled}?{query}", content=value, headers=JSON)
-                    assert answer.status_code < 500, (method, filled, query, answer.text)
-
-
 async def test_the_openapi_document_describes_every_route(served: Served) -> None:
     async with httpx.AsyncClient(base_url=served.base_url) as plain:
         document = (await plain.get("/openapi.json")).json()
@@ -261,7 +224,8 @@ async def test_the_openapi_document_describes_every_route(served: Served) -> Non
         assert found in document["components"][kind], name
     assert {"SubmitJob", "SubmitBatch", "JobView", "Problem"} <= set(document["components"]["schemas"])
     submit = document["paths"][f"{ROOT}/jobs"]["post"]
-    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "415", "422", "503"}
+    everywhere = {"400", "401", "403", "408", "414", "422", "429", "431", "503"}
+    assert set(submit["responses"]) == everywhere | {"202", "413", "415"}
     body = submit["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/SubmitJob"}
     assert {"Idempotency-Key"} <= {p.get("name") for p in submit["parameters"]}

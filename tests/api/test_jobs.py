@@ -233,19 +233,20 @@ async def test_one_bad_job_refuses_the_whole_batch(
     assert (await operator.get("/queue")).json()["items"] == []
 
 
-async def test_a_batch_has_one_to_a_hundred_jobs(mei: httpx.AsyncClient) -> None:
+async def test_a_batch_has_one_to_a_hundred_jobs_and_fits_its_user(mei: httpx.AsyncClient) -> None:
     assert (await mei.post("/batch", json={"jobs": []})).status_code == 422
     small = {"job_type": "ui_icon", "params": {}}
     assert (await mei.post("/batch", json={"jobs": [small] * 101})).status_code == 422
-    answer = await mei.post("/batch", json={"jobs": [small] * 100})
-    assert answer.status_code == 202
-    assert len(answer.json()["jobs"]) == 100
+    refused = await mei.post("/batch", json={"jobs": [small] * 100})
+    assert (refused.status_code, refused.json()["code"]) == (429, "limit_reached")
+    assert "100 at once never fit" in refused.json()["detail"]
+    answer = await mei.post("/batch", json={"jobs": [small] * 10})
+    assert (answer.status_code, len(answer.json()["jobs"])) == (202, 10)
 
 
 async def test_a_batch_may_be_as_large_as_its_jobs_are(mei: httpx.AsyncClient) -> None:
     wordy = {"job_type": "fate_card", "params": {"prompt": "moon " * 190}}
-    answer = await mei.post("/batch", json={"jobs": [wordy] * 100})
-    assert (answer.status_code, len(answer.json()["jobs"])) == (202, 100)
+    assert (await mei.post("/batch", json={"jobs": [wordy] * 100})).status_code == 429
     assert (await mei.post("/batch", json={"jobs": [wordy] * 2500})).status_code == 413
 
 

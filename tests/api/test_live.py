@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -66,6 +66,14 @@ async def submit(client: httpx.AsyncClient, count: int = 1) -> list[dict[str, An
     return [answer.json() for answer in answers]
 
 
+async def crowd(client: httpx.AsyncClient, count: int) -> list[dict[str, Any]]:
+    """So many jobs, of as many users as may have them."""
+    return [
+        (await client.post("/jobs", json=ICON, headers={"X-Forge-User": f"user-{nth // 10}"})).json()
+        for nth in range(count)
+    ]
+
+
 async def test_the_welcome_introduces_the_log(served: Served, mei: httpx.AsyncClient) -> None:
     await submit(mei, 2)
     async with listening(served) as socket:
@@ -108,10 +116,10 @@ async def test_nothing_is_lost_or_doubled_over_many_reconnects(
     served: Served, mei: httpx.AsyncClient
 ) -> None:
     heard: list[int] = []
-    writing = asyncio.create_task(submit(mei, 60))
+    writing = asyncio.create_task(crowd(mei, 60))
     position = 0
     while len(heard) < 60:
-        async with listening(served, query=f"?after={position}") as socket:
+        async with listening(served, None, query=f"?after={position}") as socket:
             for _ in range(min(7, 60 - len(heard))):
                 event = await hear(socket, "ev")
                 position = event["seq"]
@@ -216,7 +224,7 @@ async def test_marks_come_by_time_even_while_others_are_busy(
     monkeypatch.setattr(sockets, "MARK_SECONDS", 0.1)
     async with listening(served, "mei") as socket:
         first = await hear(socket, "mark")
-        writing = asyncio.create_task(submit(lan, 100))
+        writing = asyncio.create_task(crowd(lan, 100))
         marks = [(await hear(socket))["seq"] for _ in range(5)]
         assert marks == sorted(marks)
         jobs = await writing
@@ -244,7 +252,7 @@ async def test_a_slow_reader_is_let_go_and_holds_up_nobody(
         await hear(socket, "mark")
         await submit(mei)
         await blocked.wait()
-        jobs = await submit(mei, 40)
+        jobs = await crowd(mei, 40)
         await hear_events(quick, 41)
         await wait_until(lambda: served.parts.live.floor >= jobs[10]["seq"])
         slow.set()
@@ -263,9 +271,174 @@ async def test_a_socket_needs_a_key_too(serve: Serve, settings: Settings) -> Non
         assert (await hear(socket))["t"] == "welcome"
 
 
-async def test_a_page_of_elsewhere_gets_no_socket(served: Served) -> None:
-    async with listening(served, Origin="https://evil.example") as socket:
+# ---------------------------------------------------- tickets, seats, rights
+
+
+KEYS = (ApiKey("player", "mei", "s3cret"), ApiKey("player", "lan", "s4cret"))
+
+
+@pytest.fixture
+async def locked(serve: Serve, settings: Settings) -> Served:
+    return await serve(with_settings=msgspec.structs.replace(settings, api_keys=KEYS))
+
+
+async def ticket_of(served: Served, key: str | None = "s3cret", user: str | None = None) -> str:
+    async with served.client(user, key) as client:
+        answer = await client.post("/events/ticket")
+        assert answer.status_code == 201
+        assert answer.headers["cache-control"] == "no-store"
+        assert set(answer.json()) == {"ticket", "expires_at"}
+        ticket: str = answer.json()["ticket"]
+        return ticket
+
+
+@asynccontextmanager
+async def with_ticket(served: Served, ticket: str, **headers: str) -> AsyncIterator[ClientConnection]:
+    protocols: Any = ["forge.v1", f"ticket.{ticket}"]
+    async with connect(
+        served.socket_url, subprotocols=protocols, additional_headers=headers, compression=None
+    ) as socket:
+        yield socket
+
+
+async def test_a_ticket_opens_one_socket_for_whom_it_was_given_to(
+    locked: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = await ticket_of(locked)
+    async with with_ticket(locked, ticket) as socket:
+        assert socket.subprotocol == "forge.v1"
+        assert (await hear(socket))["t"] == "welcome"
+        async with locked.client(key="s4cret") as lan, locked.client(key="s3cret") as mei:
+            await lan.post("/jobs", json=ICON)
+            hers = (await mei.post("/jobs", json=ICON)).json()
+        await socket.send(json.dumps({"t": "sub", "after": 0}))
+        assert (await hear(socket, "ev"))["key"] == hers["id"]
+    for bad in (ticket, "x", f"{ticket}x", "a.b", ".", "", "x" * 500, "forge.v1"):
+        async with with_ticket(locked, bad or "-") as socket:
+            assert await code_of(socket) in (4401, 1013), bad
+    monkeypatch.setattr("forge.api.tickets.LIFE_SECONDS", -1.0)
+    async with with_ticket(locked, await ticket_of(locked)) as socket:
         assert await code_of(socket) == 4401
+
+
+async def test_a_ticket_is_good_at_every_api_process_and_once_in_all(
+    serve: Serve, settings: Settings
+) -> None:
+    keyed = msgspec.structs.replace(settings, api_keys=KEYS)
+    one, two = await serve(with_settings=keyed), await serve(with_settings=keyed, projecting=False)
+    ticket = await ticket_of(one)
+    async with with_ticket(two, ticket) as socket:
+        assert (await hear(socket))["t"] == "welcome"
+    for served in (one, two):
+        async with with_ticket(served, ticket) as socket:
+            assert await code_of(socket) == 4401
+    async with with_ticket(two, "0123456789abcdef.nobody-gave-it") as socket:
+        assert await code_of(socket) == 1013, "whoever gave it is gone; a new one will do"
+
+
+async def test_a_ticket_needs_a_key_and_says_who_it_is_for(locked: Served, served: Served) -> None:
+    async with locked.client() as nobody:
+        assert (await nobody.post("/events/ticket")).status_code == 401
+    async with served.client() as client:
+        foreign = {"Origin": "https://evil.example"}
+        assert (await client.post("/events/ticket", headers=foreign)).status_code == 401
+    async with with_ticket(served, await ticket_of(served, None, "mei"), **{"X-Forge-User": "lan"}) as socket:
+        assert (await hear(socket))["t"] == "welcome"
+        async with served.client("lan") as lan, served.client("mei") as mei:
+            await lan.post("/jobs", json=ICON)
+            hers = (await mei.post("/jobs", json=ICON)).json()
+        await socket.send(json.dumps({"t": "sub", "after": 0}))
+        assert (await hear(socket, "ev"))["key"] == hers["id"], "the ticket says who, not the header"
+
+
+async def test_a_page_of_elsewhere_gets_no_socket_even_with_a_ticket(locked: Served) -> None:
+    async with with_ticket(locked, await ticket_of(locked), Origin="https://evil.example") as socket:
+        assert await code_of(socket) == 4403
+    async with with_ticket(locked, await ticket_of(locked), Origin=locked.base_url) as socket:
+        assert (await hear(socket))["t"] == "welcome"
+
+
+async def test_a_user_has_four_sockets_and_there_is_an_end_for_all(serve: Serve, settings: Settings) -> None:
+    served = await serve(with_settings=msgspec.structs.replace(settings, sockets=6))
+    async with AsyncExitStack() as open_:
+        for user in ("mei", "mei", "mei", "mei", "lan"):
+            await hear(await open_.enter_async_context(listening(served, user)), "mark")
+        async with listening(served, "mei") as fifth:
+            assert (await hear(fifth, "bye"))["code"] == 4429
+            assert await code_of(fifth) == 4429
+        async with listening(served, "lan") as sixth:
+            await hear(sixth, "mark")
+            async with listening(served, "li") as seventh:
+                assert await code_of(seventh) == 1013
+    await wait_until(lambda: not served.parts.live.listeners)
+    async with listening(served, "mei") as again:
+        await hear(again, "mark")
+
+
+async def test_who_loses_the_right_loses_the_socket(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "RIGHTS_SECONDS", 0.05)
+    gone: set[str] = set()
+    monkeypatch.setattr("forge.api.auth.Door.lets_stay", lambda self, caller: caller.user not in gone)
+    async with listening(served, "mei") as hers, listening(served, "lan") as his:
+        await hear(hers, "mark")
+        await hear(his, "mark")
+        gone.add("mei")
+        assert (await hear(hers, "bye"))["code"] == 4401
+        assert await code_of(hers) == 4401
+        await his.send('{"t": "sub"}')
+        await hear(his, "mark")
+
+
+async def test_a_message_is_not_heeded_without_the_right(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(served) as socket:
+        await hear(socket, "mark")
+        monkeypatch.setattr("forge.api.auth.Door.lets_stay", lambda self, caller: False)
+        await socket.send('{"t": "sub", "after": 0}')
+        assert await code_of(socket) == 4401
+
+
+async def test_a_client_that_talks_too_much_is_let_go(served: Served) -> None:
+    async with listening(served) as socket:
+        with suppress(ConnectionClosed):
+            for _ in range(sockets.MESSAGES.burst + 10):
+                await socket.send('{"t": "sub"}')
+        assert await code_of(socket) == 4429
+
+
+async def test_messages_have_a_size_and_are_text(served: Served) -> None:
+    for message, code in (("x" * 16 * 1024, 1008), ("x" * (16 * 1024 + 1), 1009), (b"{}", 1008)):
+        async with listening(served) as socket:
+            await hear(socket, "mark")
+            await socket.send(message)
+            assert await code_of(socket) == code, code
+
+
+async def test_who_reads_nothing_is_let_go(
+    served: Served, lan: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one: it stops reading, and what it is sent piles up until the server has had enough."""
+    monkeypatch.setattr(sockets, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr("forge.api.connections.STALLED_SECONDS", 0.6)
+    async with listening(served, "mei") as socket:
+        await hear(socket, "mark")
+        socket.transport.pause_reading()
+        [job] = await submit(lan)
+        news = b'{"job_id":"%s","user_id":"mei","value":1,"max":2,"attempt":1,"node":"%s"}'
+
+        async def let_go() -> bool:
+            long = news % (job["id"].encode(), b"x" * 500_000)
+            await served.parts.nc.publish(topology.progress(job["id"]), long)
+            return not served.parts.live.listeners
+
+        await wait_until(let_go, interval=0.02)
+
+
+async def test_a_page_of_elsewhere_gets_no_socket(served: Served) -> None:
+    for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+        async with listening(served, Origin=origin) as socket:
+            assert await code_of(socket) == 4403, origin
 
 
 async def test_stopping_says_goodbye_and_when_to_come_again(served: Served) -> None:

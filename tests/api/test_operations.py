@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import msgspec
 import pytest
 
 from api.making import completed, failed
@@ -19,6 +20,7 @@ from forge.events.catalogue import encode
 from forge.events.envelope import Meta, headers
 from forge.events.system import MetricSampled
 from forge.projections.stats import bucket, percentile
+from forge.settings import Settings
 from forge.topology import subject
 from waiting import wait_until
 
@@ -124,6 +126,138 @@ async def test_metrics_are_for_prometheus_and_do_not_grow_with_ids(
     assert 'forge_http_refusals_total{code="not_found"} 4.0' in text
 
 
+# ------------------------------------------------------------------ disk, memory
+
+
+async def sampled(served: Served, value: int, *, minutes_ago: float, type_: str = "disk_usage") -> None:
+    details = {"limit": 1000, "free": 1000 - value, "by_type": {"ui_icon": value, "thumbnails": 5}}
+    event = MetricSampled(metric_type=type_, value=value, unit="bytes", details=details)
+    at = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    place = subject(event)
+    envelope = headers(event, Meta(id=uuid4(), at=at, actor="scheduler", correlation=""), place)
+    await served.parts.nc.request(place, encode(event), headers=envelope)
+
+
+async def usage_of(client: httpx.AsyncClient, count: int, **params: Any) -> dict[str, Any]:
+    async def there() -> dict[str, Any] | None:
+        answer = await client.get("/usage", params={"limit": 1000} | params)
+        assert answer.status_code == 200, answer.text
+        page: dict[str, Any] = answer.json()
+        return page if len(page["items"]) == count else None
+
+    page = await wait_until(there, what=f"{count} samples")
+    assert page is not None
+    return page
+
+
+async def test_statistics_tell_how_the_disk_fills_up(served: Served, mei: httpx.AsyncClient) -> None:
+    assert (await mei.get("/stats")).json()["disk"] is None
+    for minutes in range(60, -1, -5):  # 5 bytes a minute, up to 600
+        await sampled(served, 600 - minutes * 5, minutes_ago=minutes)
+    await usage_of(mei, 13)
+    disk = (await mei.get("/stats")).json()["disk"]
+    assert (disk["used_bytes"], disk["limit_bytes"], disk["free_bytes"]) == (600, 1000, 400)
+    assert (disk["level"], disk["bytes_by_type"]) == ("ok", {"ui_icon": 600, "thumbnails": 5})
+    assert disk["growth_bytes_per_hour"] == pytest.approx(300, rel=0.1)
+    now = datetime.now(UTC)
+    assert (datetime.fromisoformat(disk["warn_at"]) - now).total_seconds() == pytest.approx(2400, rel=0.15)
+    assert (datetime.fromisoformat(disk["clean_at"]) - now).total_seconds() == pytest.approx(3600, rel=0.15)
+
+
+async def test_a_disk_that_does_not_grow_reaches_nothing(served: Served, mei: httpx.AsyncClient) -> None:
+    for minutes in range(60, -1, -10):
+        await sampled(served, 850, minutes_ago=minutes)
+    await usage_of(mei, 7)
+    disk = (await mei.get("/stats")).json()["disk"]
+    assert (disk["level"], disk["growth_bytes_per_hour"], disk["clean_at"]) == ("warn", 0.0, None)
+    assert datetime.fromisoformat(disk["warn_at"]) <= datetime.now(UTC), "it is there already"
+
+
+async def test_usage_is_told_in_steps(served: Served, mei: httpx.AsyncClient) -> None:
+    for minutes, value in ((150, 10), (149, 30), (90, 100), (30, 500)):
+        await sampled(served, value, minutes_ago=minutes)
+    await sampled(served, 7, minutes_ago=30, type_="memory_usage")
+    await usage_of(mei, 5)
+    day = await usage_of(mei, 1, step=30 * 86400, metric_type="disk_usage")
+    assert day["items"][0]["metric_value"] == 160
+    assert day["items"][0]["details"] == {"min": 10, "max": 500, "samples": 4}
+    whole = (await mei.get("/usage", params={"step": 600})).json()["items"]
+    assert [item["metric_type"] for item in whole[:2]] == ["memory_usage", "disk_usage"]
+    assert [item["metric_value"] for item in whole if item["details"]["samples"] == 1][:3] == [7, 500, 100]
+    pages, cursor = [], None
+    while True:
+        params = {"step": 600, "limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = (await mei.get("/usage", params=params)).json()
+        pages += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert pages == whole
+    for wrong in ({"step": 0}, {"step": "x"}, {"step": 60, "cursor": "abc"}):
+        assert (await mei.get("/usage", params=wrong)).status_code == 422
+
+
+async def test_a_full_disk_is_said_before_it_costs_anything(serve: Serve, settings: Settings) -> None:
+    small = msgspec.structs.replace(settings, disk_limit_bytes=100_000)
+    served = await serve(with_settings=small)
+    async with served.client("mei") as mei:
+        known = await mei.post("/jobs", json=ICON, headers={"Idempotency-Key": "before"})
+        lost = await failed(served.parts, "mei", await submit(mei))
+        large = served.parts.blobs.root / "assets" / "large"
+        large.write_bytes(bytes(99_000))
+
+        async def seen() -> bool:
+            return not (await ready(served))[1]["disk"]
+
+        await wait_until(seen, what="the disk is seen to be full")
+        answer = await mei.post("/jobs", json=ICON)
+        assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
+        assert int(answer.headers["retry-after"]) > 0
+        for path, body in (("/batch", {"jobs": [ICON]}), (f"/jobs/{lost.job.id}/retry", None)):
+            answer = await mei.post(path, json=body)
+            assert (answer.status_code, answer.json()["code"]) == (503, "disk_full"), path
+        again = await mei.post("/jobs", json=ICON, headers={"Idempotency-Key": "before"})
+        assert again.json()["id"] == known.json()["id"], "what was accepted stays accepted"
+        assert (await mei.get("/queue")).status_code == 200
+        status, checks = await ready(served)
+        assert (status, checks["disk"], checks["store"]) == (503, False, True)
+        async with httpx.AsyncClient(base_url=served.base_url) as plain:
+            text = (await plain.get("/metrics")).text
+        assert "forge_disk_level 3.0" in text
+        assert "forge_disk_limit_bytes 100000.0" in text
+        large.unlink()
+        await wait_until(lambda: _accepted(mei), what="there is room again")
+
+
+async def test_short_memory_refuses_work_and_answers_readers(serve: Serve, settings: Settings) -> None:
+    served = await serve(with_settings=msgspec.structs.replace(settings, memory_limit_bytes=1024**2))
+    async with served.client("mei") as mei:
+        for path, body in (("/jobs", ICON), ("/batch", {"jobs": [ICON]}), (f"/jobs/{uuid4()}/retry", None)):
+            answer = await mei.post(path, json=body)
+            assert (answer.status_code, answer.json()["code"]) == (503, "overloaded"), path
+            assert int(answer.headers["retry-after"]) > 0
+        for path in ("/queue", "/assets", "/stats", "/usage", "/catalogue"):
+            assert (await mei.get(path)).status_code == 200, path
+        assert (await ready(served))[1]["memory"] is False
+        async with httpx.AsyncClient(base_url=served.base_url) as plain:
+            assert "forge_memory_short 1.0" in (await plain.get("/metrics")).text
+
+
+async def test_metrics_tell_bytes_by_type(served: Served, mei: httpx.AsyncClient) -> None:
+    await sampled(served, 300, minutes_ago=0)
+    await usage_of(mei, 1)
+    async with httpx.AsyncClient(base_url=served.base_url) as plain:
+        text = (await plain.get("/metrics")).text
+    assert 'forge_disk_bytes{type="ui_icon"} 300.0' in text
+    assert 'forge_disk_bytes{type="thumbnails"} 5.0' in text
+    assert 'forge_memory_used_bytes{bound="process"}' in text
+    assert "forge_disk_level 0.0" in text
+
+
+async def _accepted(client: httpx.AsyncClient) -> bool:
+    return (await client.post("/jobs", json=ICON)).status_code == 202
+
+
 # --------------------------------------------------------------- read own writes
 
 
@@ -140,14 +274,22 @@ async def test_a_read_waits_for_what_it_must_tell_of(serve: Serve) -> None:
         assert late.parts.live.checkpoint.seq >= 0
 
 
-async def test_waiting_for_the_future_is_bounded(
-    mei: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("forge.api.checkpoint.WAIT_SECONDS", 0.3)
+async def test_what_has_not_happened_is_not_waited_for(mei: httpx.AsyncClient) -> None:
     for path in ("/queue", "/assets", "/stats", f"/jobs/{uuid4()}", f"/assets/{uuid4()}"):
         answer = await mei.get(path, params={"min_seq": 10**12})
-        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
-        assert int(answer.headers["retry-after"]) > 0
+        assert answer.status_code == 422, path
+        assert [error["field"] for error in answer.json()["errors"]] == ["min_seq"], path
+
+
+async def test_waiting_for_the_tables_is_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge.api.checkpoint.WAIT_SECONDS", 0.3)
+    late = await serve(projecting=False)
+    async with late.client("mei") as mei:
+        job = (await mei.post("/jobs", json={"job_type": "ui_icon", "params": {}})).json()
+        for path in ("/queue", "/assets", "/stats", f"/jobs/{uuid4()}", f"/assets/{uuid4()}"):
+            answer = await mei.get(path, params={"min_seq": job["seq"]})
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
+            assert int(answer.headers["retry-after"]) > 0
 
 
 # ----------------------------------------------------------------- servers away
@@ -160,7 +302,8 @@ async def ready(served: Served) -> tuple[int, dict[str, bool]]:
 
 
 async def test_ready_when_everything_is_there(served: Served) -> None:
-    assert await ready(served) == (200, {"log": True, "database": True, "store": True, "caught_up": True})
+    names = ("log", "database", "store", "disk", "memory", "caught_up")
+    assert await ready(served) == (200, dict.fromkeys(names, True))
     async with httpx.AsyncClient(base_url=served.base_url) as plain:
         assert (await plain.get("/livez")).status_code == 200
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -695,6 +696,17 @@ async def test_an_upload_is_named_as_comfyui_names_it(simulator: Simulator, comf
     assert await comfy.upload("face.png", b"one") == "forge/face.png"
     assert await comfy.upload("face.png", b"one") == "forge/face.png"
     assert await comfy.upload("face.png", b"two") == "forge/face (1).png"
+
+
+async def test_an_open_file_is_uploaded_into_a_folder(
+    simulator: Simulator, comfy: Comfy, tmp_path: Path
+) -> None:
+    (tmp_path / "me").write_bytes(content := bytes(range(256)) * 5000)
+    for nth in (1, 2):
+        with (tmp_path / "me").open("rb") as file:
+            name = await comfy.upload("face.png", file, folder=f"forge/job/{nth}")
+        assert name == f"forge/job/{nth}/face.png"
+        assert (simulator.folders.path("input") / name).read_bytes() == content
 
 
 async def test_an_upload_comfyui_does_not_take_is_refused() -> None:

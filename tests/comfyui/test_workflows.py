@@ -393,10 +393,10 @@ def test_an_uploaded_picture_stands_under_its_name_at_comfyui(tmp_path: Path) ->
     portrait = workflows.load(write(tmp_path, toml=toml, graph=json.dumps(graph)))["swatch"]
     upload = "0199c0de-0000-7000-8000-00000000abcd"
     resolved = resolve(portrait.params, {"face": upload}, entropy=1)
-    assert workflows.uploads(portrait, resolved) == [upload]
-    posted = workflows.render(portrait, resolved, filename_prefix="x", images={upload: "forge/face (1).png"})
+    assert workflows.uploads(portrait, resolved) == {"face": upload}
+    posted = workflows.render(portrait, resolved, filename_prefix="x", images={"face": "forge/face (1).png"})
     assert posted["1"]["inputs"]["image"] == "forge/face (1).png"
-    assert workflows.uploads(portrait, {}) == []
+    assert workflows.uploads(portrait, {}) == {}
 
 
 def test_a_windows_editor_may_have_written_the_files(tmp_path: Path) -> None:

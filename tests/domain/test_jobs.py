@@ -17,6 +17,7 @@ from factories import (
     completed,
     failed,
     produced,
+    redirected,
     retried,
     started,
     submitted,
@@ -28,6 +29,7 @@ from forge.domain.jobs import (
     Complete,
     FailAttempt,
     Job,
+    Redirect,
     Retry,
     Start,
     Status,
@@ -36,8 +38,11 @@ from forge.domain.jobs import (
     decide,
     evolve,
     exhausted,
+    held_at,
+    sent_to,
+    stranded,
 )
-from forge.domain.limits import BACKOFF_SECONDS, MAX_ADOPTIONS, MAX_ATTEMPTS
+from forge.domain.limits import BACKOFF_SECONDS, MAX_ADOPTIONS, MAX_ATTEMPTS, MAX_REDIRECTIONS
 from forge.errors import ForgeError, JobAlreadyOver, JobNotFailed, StaleAttempt
 from forge.events.catalogue import Event
 from forge.events.jobs import JobCompleted, JobFailed, JobRetried, JobStarted, JobSubmitted, Terminal
@@ -46,7 +51,8 @@ from spec import given, job_of
 START = Start(1, "worker-a", "http://comfy", "its turn")
 COMPLETE = Complete(1, "worker-a", (produced(),), after(9))
 FAIL = FailAttempt(1, "prompt_failed", "out of memory", False, after(9))
-EVERY_COMMAND: list[Command] = [START, Adopt(1, "worker-b"), COMPLETE, FAIL, Cancel(), Retry()]
+REDIRECT = Redirect(1, "worker-a", "http://other", "its turn")
+EVERY_COMMAND: list[Command] = [START, Adopt(1, "worker-b"), REDIRECT, COMPLETE, FAIL, Cancel(), Retry()]
 
 ENDS = {
     "completed": (submitted(), started(), completed()),
@@ -116,7 +122,9 @@ def test_the_worker_that_lost_its_attempt_may_not_conclude_it() -> None:
 
 def test_the_worker_that_adopted_may() -> None:
     theirs = msgspec.structs.replace(COMPLETE, worker="worker-b")
-    given(submitted(), started(), adopted()).when(theirs).then(completed(waited_ms=1000, run_ms=7000))
+    given(submitted(), started(), adopted()).when(theirs).then(
+        completed(waited_ms=1000, run_ms=7000, submitted_seq=1)
+    )
 
 
 def test_an_attempt_is_exhausted_by_its_adoptions_and_the_next_begins_afresh() -> None:
@@ -124,6 +132,61 @@ def test_an_attempt_is_exhausted_by_its_adoptions_and_the_next_begins_afresh() -
     assert not exhausted(job_of(*history[:-1]))
     assert exhausted(job_of(*history))
     assert not exhausted(job_of(*history, attempt_failed(), started(attempt=2)))
+
+
+# ------------------------------------------------------------ redirection
+
+
+def test_an_attempt_of_which_nothing_was_sent_goes_to_another_backend() -> None:
+    given(submitted(), started()).when(REDIRECT).then(redirected())
+    job = job_of(submitted(), started(), redirected())
+    assert (job.status, job.attempt, job.backend) == (Status.RUNNING, 1, "http://other")
+
+
+def test_every_redirection_has_its_own_number() -> None:
+    given(submitted(), started(), redirected()).when(REDIRECT).then(redirected(redirection=2))
+
+
+def test_only_whoever_has_the_attempt_may_redirect_it() -> None:
+    given(submitted(), started(), adopted()).when(REDIRECT).then_raises(StaleAttempt, "adopted by worker-b")
+    given(submitted()).when(REDIRECT).then_raises(StaleAttempt)
+    given(submitted(), started(), cancelled(attempt=1)).when(REDIRECT).then_raises(StaleAttempt)
+
+
+def test_a_redirected_attempt_ends_like_any_other() -> None:
+    given(submitted(), started(), redirected()).when(COMPLETE).then(completed(waited_ms=1000, run_ms=7000))
+
+
+def test_an_attempt_is_stranded_after_so_many_and_the_next_begins_afresh() -> None:
+    history = [submitted(), started(), *(redirected(redirection=n) for n in range(1, MAX_REDIRECTIONS + 1))]
+    assert not stranded(job_of(*history[:-1]))
+    assert stranded(job_of(*history))
+    assert not stranded(job_of(*history, attempt_failed(), started(attempt=2)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "first", "second"),
+    [
+        ([], None, None),
+        ([started()], "http://comfy", None),
+        ([started(), adopted()], "http://comfy", None),
+        ([started(), redirected()], "http://other", None),
+        ([started(), attempt_failed()], None, None),
+        ([started(), attempt_failed(), started(attempt=2)], None, "http://comfy"),
+        ([started(), redirected(), completed()], None, None),
+        ([started(), cancelled(attempt=1)], None, None),
+        ([started(), failed(attempt=1)], None, None),
+    ],
+)
+def test_an_attempt_is_held_where_it_is_under_way(
+    facts: list[Event], first: str | None, second: str | None
+) -> None:
+    assert (held_at(facts, 1), held_at(facts, 2)) == (first, second)
+
+
+def test_where_an_attempt_was_sent_is_known_for_ever() -> None:
+    facts = [started(), redirected(), attempt_failed(), started(attempt=2, backend="http://third")]
+    assert [sent_to(facts, attempt) for attempt in (1, 2, 3)] == ["http://other", "http://third", ""]
 
 
 # ---------------------------------------------------------------- failure
@@ -179,7 +242,9 @@ def test_what_is_over_cannot_be_cancelled(end: str) -> None:
 
 
 def test_a_failed_job_gets_new_attempts_behind_the_old_ones() -> None:
-    given(*ENDS["failed"]).when(Retry()).then(retried(attempt=1, max_attempts=1 + MAX_ATTEMPTS))
+    given(*ENDS["failed"]).when(Retry()).then(
+        retried(attempt=1, max_attempts=1 + MAX_ATTEMPTS, asset_type="npc_bust")
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import pytest
 import forge.events.assets
 import forge.events.cleanup
 import forge.events.jobs
+import forge.events.keys
 import forge.events.system
+import forge.events.uploads
 import forge.topology
 from factories import JOB, NOW, attempt_failed, submitted
 from forge.errors import LogUnreadable
@@ -32,7 +34,7 @@ def test_every_version_of_every_event_has_a_golden_file() -> None:
 
 def test_every_context_is_in_the_catalogue() -> None:
     contexts = {type_.partition(".")[0] for type_ in all_events()}
-    assert contexts == {"job", "asset", "session", "cleanup", "disk", "metric"}
+    assert contexts == {"job", "asset", "session", "cleanup", "disk", "key", "upload", "metric"}
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

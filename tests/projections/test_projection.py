@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from factories import (
     Log,
+    accessed,
     adopted,
     after,
     attempt_failed,
@@ -20,12 +21,17 @@ from factories import (
     deleted,
     failed,
     job_id,
+    reads,
     ready,
+    redirected,
     retried,
     sampled,
     started,
     stored,
     submitted,
+    upload_expired,
+    upload_renewed,
+    upload_stored,
 )
 from folding import ALL, fold, tables
 from forge.database import Pool
@@ -48,6 +54,7 @@ FACTS: dict[str, Callable[[int], Event]] = {
     "retried": lambda n: retried(job_id(n % 4 + 1), attempt=n),
     "started": lambda n: started(job_id(n % 4 + 1), attempt=n),
     "adopted": lambda n: adopted(job_id(n % 4 + 1), worker=f"worker-{n}"),
+    "redirected": lambda n: redirected(job_id(n % 4 + 1), backend=f"http://comfy-{n}"),
     "attempt_failed": lambda n: attempt_failed(job_id(n % 4 + 1), retry_at=after(n)),
     "completed": lambda n: completed(job_id(n % 4 + 1), run_ms=n * 700, cached=n % 3 == 0),
     "failed": lambda n: failed(job_id(n % 4 + 1), message=f'it\'s "broken" \\ {n} 雪'),
@@ -61,6 +68,12 @@ FACTS: dict[str, Callable[[int], Event]] = {
     ),
     "ready": lambda n: ready(job_id(n % 4 + 1)),
     "deleted": lambda n: deleted(job_id(n % 4 + 1), content_hash=f"{n % 2}" * 64),
+    "upload_stored": lambda n: upload_stored(content_hash=f"{n % 2}" * 64, expires_at=after(n)),
+    "upload_renewed": lambda n: upload_renewed(content_hash=f"{n % 2}" * 64, expires_at=after(n * 60)),
+    "upload_expired": lambda n: upload_expired(content_hash=f"{n % 2}" * 64),
+    "accessed": lambda n: accessed(
+        reads("mei", f"{n % 2}" * 64, n + 1, last_at=after(n)), reads("lan", "1" * 64, 2, first_at=after(-n))
+    ),
 }
 histories = st.lists(st.tuples(st.sampled_from(sorted(FACTS)), st.integers(0, 12)), min_size=1, max_size=40)
 batchings = st.lists(st.integers(1, 20), min_size=1, max_size=4)
@@ -173,7 +186,7 @@ async def test_what_was_taken_in_is_passed_over(pool: Pool, log: Log) -> None:
         assert await advance(connection, ALL, log.records[:10], positions) == positions
         assert await tables(connection) == before
         await advance(connection, ALL, log.records, positions)
-        assert [await p.position(connection) for p in ALL] == [24, 24, 24]
+        assert [await p.position(connection) for p in ALL] == [24] * len(ALL)
         counted = "select sum(jobs) from generation_stats where outcome = 'submitted'"
         assert await connection.fetchval(counted) == 8
 
@@ -181,7 +194,7 @@ async def test_what_was_taken_in_is_passed_over(pool: Pool, log: Log) -> None:
 async def test_a_projection_that_is_behind_catches_up_beside_the_others(pool: Pool, log: Log) -> None:
     async with pool.acquire() as connection:
         await fold(connection, log.records[:10], [10], [queue])
-        positions = {"queue": 10, "inventory": 0, "stats": 0}
+        positions = dict.fromkeys((p.name for p in ALL), 0) | {"queue": 10}
         await advance(connection, ALL, log.records, positions)
         mixed = await tables(connection)
         for name in mixed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from factories import (
     JOB,
     NOW,
     Log,
+    accessed,
     adopted,
     after,
     attempt_failed,
@@ -21,17 +23,23 @@ from factories import (
     job_id,
     pinned,
     produced,
+    reads,
+    redirected,
     retried,
     sampled,
     started,
     stored,
     submitted,
     unpinned,
+    upload_expired,
+    upload_renewed,
+    upload_stored,
 )
-from folding import fold
+from folding import fold, tables
 from forge.database import Connection, Pool
-from forge.domain.ids import asset_id
+from forge.domain.ids import asset_id, upload_id
 from forge.events.catalogue import Event
+from forge.projections import uploads
 from forge.projections.stats import bucket, milliseconds
 from forge.projections.usage import usage
 
@@ -94,6 +102,7 @@ RUNNING = {"status": "running", "attempts": 1, "locked_by": "worker-a", "started
             [started(), adopted()],
             {"status": "running", "locked_by": "worker-b", "locked_at": after(3), "attempts": 1},
         ),
+        ([started(), redirected()], RUNNING | {"backend": "http://other", "seq": 3}),
         ([started(), attempt_failed(retry_at=after(60))], BACK_OFF | {"completed_at": None}),
         (
             [started(), attempt_failed(), started(attempt=2)],
@@ -228,6 +237,70 @@ async def test_an_asset_row_holds_what_was_stored(connection: Connection) -> Non
     assert subset(row, expected) == expected
 
 
+# ------------------------------------------------------------------- uploads
+
+
+async def test_an_upload_is_there_from_its_storing_until_it_expires(connection: Connection) -> None:
+    log = Log()
+    mei = upload_id("mei", "ab" * 32)
+    await fold(connection, [log.add(upload_stored()), log.add(upload_stored(user="lan"))])
+    row = await uploads.upload(connection, mei, "mei")
+    assert row is not None
+    assert (row["width"], row["expires_at"], row["seq"]) == (512, after(1000), 1)
+    assert await uploads.upload(connection, mei, "lan") is None, "another's"
+    assert await uploads.stored_bytes(connection) == (1, 1200), "equal pictures are one file"
+
+    await fold(connection, [log.add(upload_renewed(expires_at=after(5000)))])
+    assert await uploads.due(connection, after(1000), 9) == [("lan", upload_id("lan", "ab" * 32))]
+    assert await uploads.due(connection, after(999), 9) == []
+
+    await fold(connection, [log.add(upload_expired())])
+    assert await uploads.upload(connection, mei, None) is None
+    assert await uploads.known(connection, ["ab" * 32, "cd" * 32]) == {"ab" * 32}, "lan has it still"
+
+    await fold(connection, [log.add(upload_stored(width=7))])
+    row = await uploads.upload(connection, mei, None)
+    assert row is not None
+    assert (row["width"], row["seq"]) == (7, 5)
+
+
+async def used(connection: Connection) -> list[tuple[Any, ...]]:
+    rows = await connection.fetch("select * from asset_usage order by user_id, reads desc")
+    return [(r["user_id"], r["reads"], r["first_at"], r["last_at"], r["seq"]) for r in rows]
+
+
+async def test_fetches_are_counted_for_each_asset_and_each_user(connection: Connection) -> None:
+    await told(
+        connection,
+        stored(),
+        stored(job_id(2), content_hash="cd" * 32),
+        accessed(
+            reads("mei", count=2, first_at=after(10), last_at=after(20)),
+            reads("lan", last_at=after(15)),
+            reads("mei", "cd" * 32),
+        ),
+        accessed(reads("mei", count=5, first_at=after(5), last_at=after(9))),
+        accessed(reads("mei", "ee" * 32)),  # gone by now, or never seen
+    )
+    rows = await connection.fetch("select * from asset_inventory order by seq")
+    counted = [(r["access_count"], r["last_accessed_at"], r["expires_at"], r["accessed_seq"]) for r in rows]
+    assert counted == [(8, after(20), after(3600), 4), (1, NOW, after(3600), 3)]
+    assert await used(connection) == [
+        ("lan", 1, NOW, after(15), 3),
+        ("mei", 7, after(5), after(20), 4),
+        ("mei", 1, NOW, NOW, 3),
+    ]
+
+
+async def test_what_is_known_of_fetches_goes_with_the_asset(connection: Connection) -> None:
+    await told(connection, stored(job_id(1)), stored(job_id(2), "lan"), accessed(), deleted(job_id(1)))
+    assert len(await used(connection)) == 1
+    await connection.execute("truncate projection_checkpoint")
+    await told(connection, deleted(job_id(2)), accessed(), stored(job_id(3)))
+    assert await used(connection) == []
+    assert await connection.fetchval("select access_count from asset_inventory") == 0
+
+
 # ------------------------------------------------------------ stats and usage
 
 
@@ -267,3 +340,17 @@ async def test_samples_are_kept_one_by_one(connection: Connection) -> None:
         ("disk_usage", 1, {"limit": 2**53}, after(1)),
         ("disk_usage", 2**50, {"limit": 2**53}, after(2)),
     ]
+
+
+async def test_samples_are_forgotten_before_the_stream_forgets_them(connection: Connection) -> None:
+    log = Log()
+    for nth in range(250):  # a sample every eight hours, so that the table holds three months if nothing goes
+        log.add(sampled(value=nth), at=NOW + nth * timedelta(hours=8))
+    await fold(connection, log.records, [7], [usage])
+    values = await connection.fetch("select metric_value from resource_usage_log order by 1")
+    kept = [row["metric_value"] for row in values]
+    assert kept == list(range(199 - 29 * 3, 250)), "at the last hundredth, 29 days were kept"
+    live = await tables(connection, [usage])
+    await connection.execute("truncate resource_usage_log, projection_checkpoint")
+    await fold(connection, log.records[100:], [1000], [usage])  # as from a stream that has lost its beginning
+    assert await tables(connection, [usage]) == live

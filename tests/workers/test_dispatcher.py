@@ -35,7 +35,7 @@ class House:
 
     def __init__(self, nc: Client) -> None:
         self.nc, self.events = nc, EventStore(nc)
-        self.admissions = Admissions(self.events, Line(), queue_limit=1000)
+        self.admissions = Admissions(self.events, Line(), queue_limit=1000, rate_per_hour=0)
         self.admissions.caught_up.set()
         self.jobs = Jobs(self.events)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import unicodedata
 from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -19,7 +21,7 @@ from forge.api.fresh import MinSeq, item, listing
 from forge.api.jobs import history_item
 from forge.api.parts import Parts, parts_of
 from forge.api.problems import documented
-from forge.api.schemas import AssetPage, AssetView, History
+from forge.api.schemas import AssetPage, AssetUsage, AssetView, History, UserReads
 from forge.api.views import asset_of_row
 from forge.canonical import THUMBNAIL_WIDTHS
 from forge.commands import SUBMIT_SECONDS
@@ -44,7 +46,7 @@ from forge.topology import pins
 
 Asked = Request[Any, Any, Any]
 
-Text = Annotated[str | None, QueryParameter(max_length=200)]
+Text = Annotated[str | None, QueryParameter(min_length=1, max_length=edge.MAX_ID)]
 Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format": "date-time"})]
 Order = Literal["-created_at", "created_at", "-file_size_bytes", "file_size_bytes"]
 
@@ -52,7 +54,11 @@ WIDTHS = (64, 128, *THUMBNAIL_WIDTHS, 768, 1024, 1536, 2048)
 """Thumbnails there can be; any other width gets the next larger one."""
 
 _SHORTEST_SEARCH = 3
-_MOST_WORDS = 8
+_SIGNS = re.compile(
+    "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Signs of which one or two are a word already; the tables index them one by one and in pairs."""
+
 _HISTORY_SECONDS = 5.0
 _REPORT_SECONDS = 1.0
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -73,7 +79,11 @@ async def find(
     created_after: Time = None,
     created_before: Time = None,
     q: Annotated[
-        str | None, QueryParameter(max_length=200, description="Words that all occur; 3 letters or more.")
+        str | None,
+        QueryParameter(
+            max_length=200,
+            description="Up to 8 words that all occur; one has 3 letters or more, or a Chinese sign.",
+        ),
     ] = None,
     sort: FromQuery[Order] = "-created_at",
     limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
@@ -117,10 +127,10 @@ def _words(q: str | None) -> tuple[str, ...]:
         return ()
     edge.name("q", q, 200)
     words = tuple(unicodedata.normalize("NFC", q).lower().split())
-    if max(len(word) for word in words) < _SHORTEST_SEARCH:
-        raise edge.invalid("q", f"must have a word of at least {_SHORTEST_SEARCH} letters")
-    if len(words) > _MOST_WORDS:
-        raise edge.invalid("q", f"must have at most {_MOST_WORDS} words")
+    if max(len(word) for word in words) < _SHORTEST_SEARCH and not any(map(_SIGNS.search, words)):
+        raise edge.invalid("q", f"must have a word of at least {_SHORTEST_SEARCH} letters, or a Chinese sign")
+    if len(words) > table.MOST_WORDS:
+        raise edge.invalid("q", f"must have at most {table.MOST_WORDS} words")
     return words
 
 
@@ -169,12 +179,13 @@ async def file(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None)
     row = (await _row(request, asset_id, min_seq)).content
     path = parts.blobs.path(row["content_hash"], row["format"])
     try:
-        return await files.send(
+        sent = await files.send(
             request, path, row["content_hash"], _MEDIA_TYPES[row["format"]], digest=row["content_hash"]
         )
     except files.Unfit as unfit:
         await _report(parts, row, unfit)
         raise
+    return _counted(request, asset_id, sent)
 
 
 async def _report(parts: Parts, row: asyncpg.Record, unfit: files.Unfit) -> None:
@@ -220,7 +231,30 @@ async def thumbnail(
     path = parts.blobs.thumbnail_path(row["content_hash"], wide)
     if not await asyncio.to_thread(path.is_file):
         await _made(parts, row, wide, path)
-    return await files.send(request, path, f"{row['content_hash']}.{wide}", "image/webp")
+    sent = await files.send(request, path, f"{row['content_hash']}.{wide}", "image/webp")
+    return _counted(request, asset_id, sent)
+
+
+def _counted(request: Asked, asset_id: UUID, sent: Response[bytes]) -> Response[bytes]:
+    """Take note that the picture, a part or a thumbnail of it was fetched, or asked for once more."""
+    if request.method == "GET":
+        parts_of(request).reads.count(asset_id, caller_of(request).user, datetime.now(UTC))
+    return sent
+
+
+@get("/assets/{asset_id:uuid}/usage", responses=documented(404, 422), operation_id="getAssetUsage")
+async def usage(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[AssetUsage]:
+    """Who fetched the file or a thumbnail, how often and when; up to the last flush of each API. An operator
+    sees everybody, anyone else itself only."""
+    parts, tenant = parts_of(request), caller_of(request).tenant
+
+    async def look(connection: Any) -> AssetUsage | None:
+        if await table.asset(connection, asset_id, tenant) is None:
+            return None
+        rows = await table.used(connection, asset_id, tenant)
+        return AssetUsage(items=[UserReads(**row) for row in rows])
+
+    return await item(parts, min_seq, look, f"there is no asset {asset_id}", about=asset_id)
 
 
 async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> None:
@@ -338,5 +372,5 @@ async def _pinned(
 
 
 router = Router(
-    "/", route_handlers=[find, read, file, thumbnail, history, give_up, pin, unpin], tags=["assets"]
+    "/", route_handlers=[find, read, file, thumbnail, usage, history, give_up, pin, unpin], tags=["assets"]
 )

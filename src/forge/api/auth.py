@@ -1,13 +1,16 @@
-"""Who is asking: bearer keys with a role, or this machine's own user while forge is open to it."""
+"""Who is asking: bearer keys with a role, or this machine's own user while forge is open to it.
+
+Bootstrap keys come from the settings and are always good. All others are events of the log, as far as this
+process has read it; see ``docs/adr/0013-keys-are-events.md``.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,8 +18,12 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 
 from forge.api import edge
-from forge.errors import Forbidden, Unauthenticated
+from forge.domain.keys import MAX_TEXT, digest, has_form
+from forge.errors import Forbidden, Unauthenticated, Unavailable
 from forge.settings import ApiKey
+
+if TYPE_CHECKING:
+    from forge.api.live import Live
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
@@ -26,12 +33,16 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks, for whom: ``user`` owns what is made; ``actor`` goes into the log."""
+    """Who asks, for whom: ``user`` owns what is made; ``actor`` goes into the log.
+
+    It is ``role:user`` of whoever asks, and with a key of the log ``role:user#key``.
+    """
 
     role: str
     user: str
     actor: str
     sees_all: bool = False
+    key_id: str | None = None
 
     @property
     def tenant(self) -> str | None:
@@ -45,39 +56,51 @@ class Caller(msgspec.Struct, frozen=True):
 class Door:
     """Knows the keys, and whether this machine needs one."""
 
-    def __init__(self, keys: Sequence[ApiKey], *, open_to_loopback: bool) -> None:
-        self._keys = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in keys]
+    def __init__(self, keys: Sequence[ApiKey], live: Live, *, open_to_loopback: bool) -> None:
+        self._keys = [(digest(key.secret), key) for key in keys]
+        self._live = live
         self._open = open_to_loopback and not keys
 
     def caller(self, connection: Connection) -> Caller:
         """Who is asking.
 
         Raises:
-            Unauthenticated: no key, or an unknown one.
+            Unauthenticated: no key, an unknown or a revoked one.
+            Unavailable: it may be a key of the log, which this process has not read to its end yet.
             Forbidden: the key may not act for that user.
             Invalid: ``X-Forge-User`` cannot be anybody.
         """
-        role, user = self._known(connection)
+        role, user, key_id = self._known(connection)
         acting_for = edge.header(connection.headers, "x-forge-user")
-        actor = f"{role}:{user}"
+        actor = f"{role}:{user}" if key_id is None else f"{role}:{user}#{key_id}"
         if acting_for is None:
-            return Caller(role, user, actor, sees_all=role == "operator")
+            return Caller(role, user, actor, role == "operator", key_id)
         if role == "player" and acting_for != user:
             raise Forbidden("a player's key speaks for that player only")
-        return Caller(role, acting_for, actor)
+        return Caller(role, acting_for, actor, key_id=key_id)
 
-    def _known(self, connection: Connection) -> tuple[str, str]:
+    def lets_stay(self, caller: Caller) -> bool:
+        """Whether a caller who was let in would be let in still."""
+        return caller.key_id is None or self._live.keys.good(caller.key_id)
+
+    def _known(self, connection: Connection) -> tuple[str, str, str | None]:
         given = connection.headers.get("authorization")
         if given is None and self._open and _is_this_machine(connection):
-            return "operator", DEVELOPER
+            return "operator", DEVELOPER, None
         scheme, _, secret = (given or "").partition(" ")
-        if scheme.lower() != "bearer" or not secret:
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not 1 <= len(secret) <= MAX_TEXT:
             raise Unauthenticated
-        digest = hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).digest()
-        found = [key for known, key in self._keys if hmac.compare_digest(known, digest)]
-        if not found:
+        given_digest = digest(secret)
+        found = [key for known, key in self._keys if hmac.compare_digest(known, given_digest)]
+        if found:
+            return found[0].role, found[0].user, None
+        if not self._live.admissions.caught_up.is_set() and has_form(secret):
+            raise Unavailable("forge is still reading its log and does not know all keys yet")
+        key = self._live.keys.find(secret)
+        if key is None:
             raise Unauthenticated
-        return found[0].role, found[0].user
+        return key.role, key.user_id, key.id
 
 
 async def admit(request: Request[Any, Any, Any]) -> None:
@@ -86,11 +109,44 @@ async def admit(request: Request[Any, Any, Any]) -> None:
     Not a guard, for which Litestar copies the route's handler each time; and async, because it would send a
     plain function to a thread.
     """
-    request.scope["user"] = request.scope["litestar_app"].state.door.caller(request)
+    request.scope["user"] = admitted(request)
+
+
+def admitted(connection: Connection) -> Caller:
+    """Who is asking; each key that nobody has is counted against the address it came from.
+
+    Raises:
+        LimitReached: there were too many of them.
+        Unauthenticated, Forbidden, Invalid, Unavailable: as :meth:`Door.caller` says.
+    """
+    try:
+        return door_of(connection).caller(connection)
+    except Unauthenticated:
+        if "authorization" in connection.headers:
+            connection.scope["litestar_app"].state.guesses.another(connection.scope)
+        raise
+
+
+def door_of(connection: Connection) -> Door:
+    """The door of the app that serves this connection."""
+    door: Door = connection.scope["litestar_app"].state.door
+    return door
 
 
 def caller_of(connection: Connection) -> Caller:
     caller: Caller = connection.scope["user"]
+    return caller
+
+
+def operator_of(connection: Connection) -> Caller:
+    """The caller, of a route that is for operators alone.
+
+    Raises:
+        Forbidden: it is none, or acts for somebody else and has that one's rights only.
+    """
+    caller = caller_of(connection)
+    if not caller.sees_all:
+        raise Forbidden("this is for operators, in their own name")
     return caller
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, InternalServerException
 
 from forge.errors import FieldError, Invalid, Malformed
 
@@ -41,13 +41,26 @@ async def body(request: Request[Any, Any, Any], decoder: msgspec.json.Decoder[T]
     ):
         raise HTTPException(status_code=415, detail="send the body as Content-Type: application/json")
     try:
-        return decoder.decode(await request.body())
+        return decoder.decode(await whole(request))
     except msgspec.ValidationError as error:
         raise Invalid([_field_error(str(error))]) from None
     except (msgspec.DecodeError, UnicodeError, ValueError) as error:
         raise Malformed(f"the body is not JSON: {str(error)[:200]}") from None
     except RecursionError:
         raise Malformed("the body is nested too deeply") from None
+
+
+async def whole(request: Request[Any, Any, Any]) -> bytes:
+    """The body's bytes.
+
+    Raises:
+        Malformed: the client hung up before its end.
+        HTTPException: 413, it is larger than the route takes.
+    """
+    try:
+        return await request.body()
+    except InternalServerException:  # Litestar's word for it
+        raise Malformed("the request broke off") from None
 
 
 def _field_error(message: str) -> FieldError:

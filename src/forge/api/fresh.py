@@ -11,7 +11,7 @@ from litestar import Response
 from litestar.params import QueryParameter
 
 from forge.api import checkpoint
-from forge.api.edge import MAX_SEQ
+from forge.api.edge import MAX_SEQ, invalid
 from forge.api.parts import Parts
 from forge.database import Connection
 from forge.errors import NotFound, Unavailable
@@ -35,12 +35,22 @@ async def listing(parts: Parts, min_seq: int | None) -> AsyncIterator[Snapshot]:
     """The tables, when they tell of ``min_seq``.
 
     Raises:
+        Invalid: there is no such event yet. Nobody can have been told of it, so it is not waited for.
         Unavailable: they do not in time, or Postgres does not answer.
     """
     if min_seq is not None:
+        await _happened(parts, min_seq)
         await parts.live.checkpoint.wait(min_seq, checkpoint.WAIT_SECONDS)
     async with snapshot(parts.pool) as tables:
         yield tables
+
+
+async def _happened(parts: Parts, seq: int) -> None:
+    if seq <= max(parts.live.newest, parts.live.checkpoint.seq):
+        return
+    head = await parts.store.head()
+    if seq > head:
+        raise invalid("min_seq", f"is beyond the log, which ends at {head}")
 
 
 async def item(

@@ -31,6 +31,7 @@ from forge.api.schemas import (
     SubmitJob,
 )
 from forge.api.views import job_of_log, job_of_row
+from forge.comfyui.workflows import pictures, uploads
 from forge.commands import SUBMIT_SECONDS, JobRequest, Loaded, fingerprint
 from forge.domain import params
 from forge.domain.ids import derived_id, keyed_job_id, new_id
@@ -74,13 +75,14 @@ class Known(msgspec.Struct, frozen=True):
 @post(
     "/jobs",
     status_code=202,
-    responses=documented(400, 413, 415, 422),
+    responses=documented(400, 413, 415, 422, 429),
     **taking(SubmitJob, IDEMPOTENCY),
     operation_id="submitJob",
 )
 async def submit(request: Asked) -> Response[JobView]:
     """Ask for pictures. With an `Idempotency-Key` the same request may come again and is one job for ever."""
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
     key = edge.header(request.headers, "idempotency-key", edge.MAX_KEY)
     asked = await edge.body(request, _submit)
     job_id = new_id() if key is None else keyed_job_id(caller.user, key)
@@ -95,7 +97,7 @@ async def submit(request: Asked) -> Response[JobView]:
 @post(
     "/batch",
     status_code=202,
-    responses=documented(400, 413, 415, 422),
+    responses=documented(400, 413, 415, 422, 429),
     **taking(SubmitBatch, IDEMPOTENCY),
     operation_id="submitBatch",
     request_max_body_size=edge.MAX_BATCH_BODY,
@@ -103,6 +105,7 @@ async def submit(request: Asked) -> Response[JobView]:
 async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     """Ask for up to 100 jobs, all or none."""
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
     key = edge.header(request.headers, "idempotency-key", edge.MAX_KEY)
     asked = await edge.body(request, _submit_batch)
     batch_id = new_id() if key is None else derived_id("batch", caller.user, key)
@@ -163,11 +166,14 @@ def _request(parts: Parts, asked: SubmitJob, field: str, *, id: UUID, **more: An
         asset_type=workflow.asset_type,
         params=resolved,
         workflow_version=workflow.version,
+        recipe=fingerprint([workflow.version, resolved]),
+        pictures=pictures(workflow, resolved),
         id=id,
         priority=asked.priority,
         session_id=asked.session_id,
         character_id=asked.character_id,
         ttl_seconds=asked.ttl_seconds,
+        uploads={f"{field}params.{p}": UUID(u) for p, u in uploads(workflow, resolved).items()},
         **more,
     )
 
@@ -322,10 +328,13 @@ async def _load(parts: Parts, job_id: UUID, known: Known) -> Loaded:
     )
 
 
-@post("/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409), operation_id="retryJob")
+@post(
+    "/jobs/{job_id:uuid}/retry", status_code=202, responses=documented(404, 409, 429), operation_id="retryJob"
+)
 async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
     """Ask for a failed job again."""
     parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
     known = await _known(parts, caller, job_id)
     loaded = await parts.admissions.retry(known.user, job_id, known.submitted_seq, actor=caller.actor)
     parts.live.wrote(loaded.seq, about=job_id)

@@ -1,7 +1,8 @@
 """What happens, as it happens: one reader of the whole log per API process.
 
-It feeds the line that admissions are decided against, and remembers the last events so that a socket that was
-away can go on where it stopped. Progress of running jobs comes over core NATS; only the latest counts.
+It feeds the line that admissions are decided against and the ring of keys that the door looks at. It keeps
+the last events in mind, so that a socket that was away can go on where it stopped. Progress of running jobs
+comes over core NATS; only the latest counts.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from uuid import UUID
 
 import msgspec
 
+from forge.api.backends import Backends
 from forge.api.checkpoint import Checkpoint
 from forge.api.places import Places
 from forge.broker import BrokerRefused, request
 from forge.commands import Admissions
 from forge.database import Pool
+from forge.domain.keys import Keyring
 from forge.errors import LogUnavailable
 from forge.events.assets import AssetGivenUp, AssetPin, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobAttemptFailed, JobCancelled, JobCompleted, JobFailed
 from forge.follower import follow
-from forge.topology import ALL_PROGRESS, CHECKPOINT, EVENTS
+from forge.topology import ALL_PROGRESS, BACKENDS, CHECKPOINT, EVENTS
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -111,6 +114,8 @@ class Live:
         self.nc, self.admissions = nc, admissions
         self.checkpoint = Checkpoint(pool)
         self.places = Places(admissions.line)
+        self.backends = Backends()
+        self.keys = Keyring()
         self.epoch = ""
         self.head = 0
         self.written = 0
@@ -171,6 +176,7 @@ class Live:
         subscriptions = [
             await self.nc.subscribe(ALL_PROGRESS, cb=self._on_progress),
             await self.nc.subscribe(CHECKPOINT, cb=self._on_checkpoint),
+            await self.nc.subscribe(BACKENDS, cb=self.backends.hear),
         ]
         try:
             async with aclosing(follow(self.nc, 1)) as batches:
@@ -192,7 +198,8 @@ class Live:
         if not records:
             return
         for record in records:
-            self.admissions.line.apply(record)
+            self.admissions.apply(record)
+            self.keys.apply(record)
             self._remember(record)
         self.head = records[-1].seq
         async with self.admissions.moved:

@@ -12,6 +12,14 @@ name                                    kind       labels
 ``forge_sockets``                       gauge
 ``forge_log_head``                      gauge      last sequence this process has read
 ``forge_projection_lag``                gauge      events the tables are behind, as last heard
+``forge_disk_used_bytes``               gauge
+``forge_disk_limit_bytes``              gauge      size of the asset volume, or what the settings say
+``forge_disk_free_bytes``               gauge
+``forge_disk_level``                    gauge      0 ok, 1 warn, 2 clean, 3 full
+``forge_disk_bytes``                    gauge      ``type``: asset types and other files, newest sample
+``forge_memory_used_bytes``             gauge      ``bound``: process, machine, container
+``forge_memory_limit_bytes``            gauge      ``bound``
+``forge_memory_short``                  gauge      1 while work is refused for want of memory
 ======================================  =========  ==========================================
 """
 
@@ -19,6 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -31,10 +40,17 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from forge.api.live import Live
+from forge.database import Pool
+from forge.domain.disk import Disk, rank
 from forge.domain.jobs import Status
+from forge.errors import ForgeError
+from forge.projections import usage
+from forge.projections.reading import snapshot
+from forge.resources import Capacity
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _UNMATCHED = "unmatched"
+_SAMPLE_SECONDS = 5.0
 _MEDIA_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to every text
 
 
@@ -43,9 +59,11 @@ class Metrics(ASGIMiddleware):
 
     scopes = (ScopeType.HTTP,)
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, capacity: Capacity) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Now(live))
+        self.resources = _Resources(capacity)
+        self.registry.register(self.resources)
         self._requests = Counter(
             "forge_http_requests", "Answered requests.", ("method", "path", "status"), registry=self.registry
         )
@@ -104,8 +122,53 @@ class _Now(Collector):
             yield GaugeMetricFamily(name, text, value=value)
 
 
+class _Resources(Collector):
+    """Disk and memory; :meth:`look` is to be called before they are collected."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._disk: Disk | None = None
+        self._by_type: dict[str, int] = {}
+        self._sampled_at = -_SAMPLE_SECONDS
+
+    async def look(self, pool: Pool) -> None:
+        """Bring the numbers up to date; what does not answer stays as it was, or is left out."""
+        with suppress(ForgeError):
+            self._disk = await self._capacity.disk()
+        if time.monotonic() - self._sampled_at > _SAMPLE_SECONDS:
+            self._sampled_at = time.monotonic()
+            with suppress(ForgeError):
+                async with snapshot(pool) as tables:
+                    newest = await usage.latest(tables.connection, "disk_usage")
+                self._by_type = newest["details"].get("by_type", {}) if newest else {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        if self._disk is not None:
+            level = rank(self._disk, self._capacity.lines)
+            for name, text, value in (
+                ("forge_disk_used_bytes", "Bytes in use on the asset volume.", self._disk.used),
+                ("forge_disk_limit_bytes", "Size of the asset volume.", self._disk.limit),
+                ("forge_disk_free_bytes", "Bytes that can still be written there.", self._disk.free),
+                ("forge_disk_level", "0 ok, 1 warn, 2 clean, 3 full.", level),
+            ):
+                yield GaugeMetricFamily(name, text, value=value)
+        of_type = GaugeMetricFamily("forge_disk_bytes", "Bytes on the asset volume by type.", labels=["type"])
+        for type_, size in self._by_type.items():
+            of_type.add_metric([type_], size)
+        used = GaugeMetricFamily("forge_memory_used_bytes", "Memory in use.", labels=["bound"])
+        limit = GaugeMetricFamily("forge_memory_limit_bytes", "Memory that may be used.", labels=["bound"])
+        for bound in self._capacity.memory():
+            used.add_metric([bound.name], bound.used)
+            limit.add_metric([bound.name], bound.limit)
+        short = float(self._capacity.short)
+        yield from (of_type, used, limit)
+        yield GaugeMetricFamily("forge_memory_short", "Whether work is refused for memory.", value=short)
+
+
 @get("/metrics", include_in_schema=False)
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The numbers of this process."""
-    registry = request.app.state.metrics.registry
+    state = request.app.state
+    await state.metrics.resources.look(state.parts.pool)
+    registry = state.metrics.registry
     return Response(generate_latest(registry), media_type=_MEDIA_TYPE)

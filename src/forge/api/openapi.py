@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPMethod
 from importlib.metadata import version
@@ -16,20 +17,21 @@ from litestar.types import OperationIDCreator
 from forge.api.docs import DocsPage, docs_router
 from forge.api.problems import KINDS, MEDIA_TYPE
 
+_VISIBLE = "^[^\\x00-\\x1f\\x7f-\\x9f]*$"
 _REF = "#/components/schemas/{name}"
 
 IDEMPOTENCY = Parameter(
     name="Idempotency-Key",
     param_in="header",
     description="Any text of up to 255 characters; same key, same body: the same request for ever.",
-    schema=Schema(type="string", min_length=1, max_length=255),  # type: ignore[arg-type]
+    schema=Schema(type="string", min_length=1, max_length=255, pattern=_VISIBLE),  # type: ignore[arg-type]
 )
 
 _USER = {
     "name": "X-Forge-User",
     "in": "header",
     "description": "Whom a service or an operator acts for; 1 to 128 characters of UTF-8.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": _VISIBLE},
 }
 
 _EVENTS = {
@@ -39,7 +41,10 @@ _EVENTS = {
         "summary": "Live events",
         "description": (
             "WebSocket: live job and asset events, resumable by sequence. With the sub-protocol `forge.v1` "
-            'the client begins with `{"t": "sub", "after": SEQ}`; without it events come at once.'
+            'the client begins with `{"t": "sub", "after": SEQ}`; without it events come at once. Web pages '
+            "send a ticket as a second sub-protocol, `ticket.T`. Closed with 4401 (no key or ticket, or no "
+            "longer good), 4403 (not for this user or page), 4408 (too slow), 4429 (too many sockets or "
+            "messages), 1008, 1009, 1012 or 1013 (come again)."
         ),
         "parameters": [
             {
@@ -73,6 +78,21 @@ def taking(body: type[msgspec.Struct], *headers: Parameter) -> dict[str, Any]:
     return {"operation_class": Taking}
 
 
+def taking_picture() -> dict[str, Any]:
+    """How to declare a form with one picture, which the route reads itself."""
+
+    @dataclass
+    class Taking(Operation):
+        def __post_init__(self) -> None:
+            image = Schema(type="string", format="binary")  # type: ignore[arg-type]
+            form = Schema(type="object", properties={"image": image}, required=["image"])  # type: ignore[arg-type]
+            self.request_body = RequestBody(
+                content={"multipart/form-data": OpenAPIMediaType(schema=form)}, required=True
+            )
+
+    return {"operation_class": Taking}
+
+
 def for_each_method(name: str) -> OperationIDCreator:
     """Ids of a route that answers to GET and HEAD."""
     return lambda _handler, method, _path: f"{method.lower()}{name}"
@@ -101,9 +121,10 @@ def config() -> OpenAPIConfig:
     )
 
 
-def document(found: dict[str, Any], root: str) -> dict[str, Any]:
+def document(found: dict[str, Any], root: str, job_types: Iterable[str]) -> dict[str, Any]:
     """The finished document, from the one that Litestar made of the routes."""
     _, bodies = msgspec.json.schema_components(list(_bodies.values()), ref_template=_REF)
+    bodies["SubmitJob"]["properties"]["job_type"]["enum"] = sorted(job_types)
     components = found.setdefault("components", {})
     components.setdefault("schemas", {}).update(bodies)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -116,7 +137,9 @@ def document(found: dict[str, Any], root: str) -> dict[str, Any]:
         operations.pop("head", None)  # goes without saying where there is a GET
         for method, operation in operations.items():
             if method.upper() in HTTPMethod.__members__:
+                operation["responses"].get("204", {}).pop("content", None)
                 operation["summary"] = operation["description"].split(". ")[0].rstrip(".")
+                _come_again(operation["responses"])
                 if path.startswith(root):
                     _behind_the_door(operation)
     paths[f"{root}/events"] = _EVENTS
@@ -134,6 +157,9 @@ def _behind_the_door(operation: dict[str, Any]) -> None:
     answers = operation["responses"]
     if MEDIA_TYPE not in answers.get("400", {}).get("content", {MEDIA_TYPE: None}):
         del answers["400"]  # Litestar's own form of errors, which never leaves
+
+
+def _come_again(answers: dict[str, Any]) -> None:
     for status in ("429", "503"):
         if status in answers:
             answers[status]["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}

@@ -11,12 +11,14 @@ from uuid import UUID
 
 import asyncpg
 from litestar import Request, Response, Router, get
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
 from forge.api import cursors, edge
+from forge.api.disk import disk_stats
 from forge.api.fresh import MinSeq, listing
 from forge.api.parts import Parts, parts_of
-from forge.api.problems import documented
+from forge.api.problems import documented, documented_for_all
 from forge.api.schemas import (
     CacheStats,
     Catalogue,
@@ -62,6 +64,7 @@ async def read_stats(
     async with listing(parts, min_seq) as tables:
         rows = await stats.outcomes(tables.connection, since)
         stored = await inventory.stored_bytes(tables.connection)
+        disk = await disk_stats(tables.connection, parts.capacity.lines, since, now)
     by_type = defaultdict(list)
     for row in rows:
         by_type[row["job_type"]].append(row)
@@ -77,6 +80,7 @@ async def read_stats(
             hits=total.cached, ratio=total.cached / drawn_or_cached if drawn_or_cached else None
         ),
         queue=_queue_now(parts, now),
+        disk=disk,
     )
     return Response(view, headers={"x-forge-seq": str(tables.seq)})
 
@@ -120,10 +124,19 @@ async def read_usage(
     until: Time = None,
     limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 200,
     cursor: Annotated[str | None, QueryParameter(max_length=500)] = None,
+    step: Annotated[
+        int | None,
+        QueryParameter(
+            ge=1, le=30 * 86400, description="Seconds to take the mean of; default: every sample."
+        ),
+    ] = None,
 ) -> UsagePage:
-    """Samples of disk, memory and queue, newest first."""
+    """Samples of disk, memory and queue, newest first. With `step` the mean of each stretch of time, whose
+    least and greatest value and number of samples are in `details`."""
     metric_type = edge.name("metric_type", metric_type, 100)
     begin, end = edge.moment("since", since), edge.moment("until", until)
+    if step is not None:
+        return await _means(parts_of(request), metric_type, begin, end, step, limit, cursor)
     mark = cursors.tag("usage", metric_type, begin, end)
     place = cursors.read(mark, cursor, tuple[cursors.Micros, UUID])
     after = place and (cursors.moment(place[0]), place[1])
@@ -133,6 +146,29 @@ async def read_usage(
     return UsagePage(
         items=[Sample(**{k: v for k, v in row.items() if k != "id"}) for row in rows[:limit]],
         next_cursor=cursors.write(mark, cursors.micros(last["timestamp"]), last["id"]) if last else None,
+    )
+
+
+async def _means(
+    parts: Parts,
+    metric_type: str | None,
+    begin: datetime | None,
+    end: datetime | None,
+    step: int,
+    limit: int,
+    cursor: str | None,
+) -> UsagePage:
+    mark = cursors.tag("usage", metric_type, begin, end, step)
+    place = cursors.read(mark, cursor, tuple[cursors.Micros, str])
+    after = place and (cursors.moment(place[0]), place[1])
+    async with listing(parts, None) as tables:
+        rows = await usage.steps(tables.connection, metric_type, begin, end, after, step, limit + 1)
+    last = rows[limit - 1] if len(rows) > limit else None
+    return UsagePage(
+        items=[Sample(**row) for row in rows[:limit]],
+        next_cursor=cursors.write(mark, cursors.micros(last["timestamp"]), last["metric_type"])
+        if last
+        else None,
     )
 
 
@@ -148,11 +184,25 @@ async def livez() -> str:
     return "ok\n"
 
 
-@get("/readyz", tags=["health"], security=[], operation_id="getReadiness")
+@get(
+    "/readyz",
+    tags=["health"],
+    security=[],
+    operation_id="getReadiness",
+    responses=documented_for_all()
+    | {503: ResponseSpec(Readiness, description="Something is missing.", generate_examples=False)},
+)
 async def readyz(request: Asked) -> Response[Readiness]:
     """Whether everything forge needs is there: 200 or 503, with each check."""
     parts = parts_of(request)
-    names = {"log": _log, "database": _database, "store": _store, "caught_up": _caught_up}
+    names = {
+        "log": _log,
+        "database": _database,
+        "store": _store,
+        "disk": _disk,
+        "memory": _memory,
+        "caught_up": _caught_up,
+    }
     found = await asyncio.gather(*(_checked(parts, check) for check in names.values()))
     checks = dict(zip(names, found, strict=True))
     ready = all(check.ok for check in found)
@@ -187,6 +237,16 @@ async def _database(parts: Parts) -> str:
 async def _store(parts: Parts) -> str:
     there = await asyncio.to_thread(parts.blobs.marker_present)
     return "" if there else "the asset volume has no marker: is it mounted?"
+
+
+async def _disk(parts: Parts) -> str:
+    await parts.capacity.room()
+    return ""
+
+
+async def _memory(parts: Parts) -> str:
+    parts.capacity.spare()
+    return ""
 
 
 async def _caught_up(parts: Parts) -> str:

@@ -8,15 +8,19 @@ import msgspec
 from litestar.connection import ASGIConnection
 
 from forge.api.live import Live
+from forge.api.reads import ReadCounter
 from forge.comfyui.workflows import Workflow
 from forge.commands import Admissions, Jobs
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
+from forge.keys import Keys
 from forge.library import Library
+from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
+from forge.uploads import Uploads
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -34,10 +38,14 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     admissions: Admissions
     jobs: Jobs
     library: Library
+    uploads: Uploads
+    keys: Keys
+    reads: ReadCounter
     retention: Retention
     pool: Pool
     workflows: dict[str, Workflow]
     blobs: Store
+    capacity: Capacity
     workshop: Workshop
     live: Live
     open_to_loopback: bool = False

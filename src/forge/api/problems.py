@@ -56,12 +56,16 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.Invalid: Kind(422, "Some fields are not acceptable"),
     errors.Malformed: Kind(400, "The request cannot be read"),
     errors.TooLarge: Kind(413, "The request is too large"),
+    errors.TooSlow: Kind(408, "The request did not arrive in time"),
+    errors.AddressTooLong: Kind(414, "The path and query are too long"),
+    errors.HeadTooLarge: Kind(431, "The headers are too large"),
     errors.NotFound: Kind(404, "There is no such thing here"),
     errors.Unauthenticated: Kind(401, "A valid key is needed"),
     errors.Forbidden: Kind(403, "Not allowed"),
     errors.KeyReused: Kind(422, "The Idempotency-Key belongs to another request"),
     errors.JobAlreadyOver: Kind(409, "The job is over"),
     errors.JobNotFailed: Kind(409, "The job has not failed"),
+    errors.UploadGone: Kind(409, "The uploaded picture is gone"),
     errors.LimitReached: Kind(429, "A limit is reached", 10),
     errors.QueueFull: Kind(503, "The queue is full", 30),
     errors.Unavailable: Kind(503, "A server forge needs does not answer", 2),
@@ -92,6 +96,7 @@ _HTTP_CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     413: "too_large",
     415: "unsupported_media_type",
 }
@@ -139,14 +144,26 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Proble
     )
 
 
+_ANYWHERE = (400, 408, 414, 429, 431)
+_BEHIND_THE_DOOR = (*_ANYWHERE, 401, 403, 422, 503)
+
+
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
-    """The problems a route may answer with, for its OpenAPI operation."""
-    always = (401, 403, 503)
+    """The problems a route behind the door may answer with, for its OpenAPI operation."""
+    return _specs(*_BEHIND_THE_DOOR, *statuses)
+
+
+def documented_for_all() -> dict[int, ResponseSpec]:
+    """Those of a route that everybody may ask."""
+    return _specs(*_ANYWHERE)
+
+
+def _specs(*statuses: int) -> dict[int, ResponseSpec]:
     return {
         status: ResponseSpec(
             Problem, media_type=MEDIA_TYPE, description=_DESCRIPTIONS[status], generate_examples=False
         )
-        for status in sorted({*always, *statuses})
+        for status in sorted(set(statuses))
     }
 
 
@@ -155,12 +172,15 @@ _DESCRIPTIONS = {
     401: "No valid key.",
     403: "The key may not do that.",
     404: "There is no such thing, or it is somebody else's.",
+    408: "The request did not arrive in time.",
     409: "The job's state does not allow it.",
-    413: "The body is larger than 64 KiB, or a batch than 2 MiB.",
-    415: "The body is not declared as JSON.",
+    413: "The body is larger than 64 KiB, a batch than 2 MiB, or a picture than 10 MiB.",
+    414: "The path and query are longer than 8 KiB.",
+    415: "The body is not declared as what this takes: JSON, or a form for a picture.",
     416: "The range lies outside the file.",
     429: "A limit of the caller's is reached; `limit` says which, Retry-After when to come again.",
     422: "Some fields are not acceptable, or an Idempotency-Key came with another body.",
+    431: "There are more than 100 headers, or more than 32 KiB of them.",
     503: "The system is full or a server is down; come again when Retry-After says.",
 }
 

@@ -10,6 +10,7 @@ import msgspec
 
 from forge.comfyui.workflows import CatalogueEntry
 from forge.domain.limits import DEFAULT_PRIORITY, MAX_BATCH, PRIORITIES
+from forge.events.system import Level
 
 MAX_TTL_SECONDS = 10 * 366 * 86400
 
@@ -184,6 +185,78 @@ class AssetPage(msgspec.Struct, frozen=True, kw_only=True):
     total_estimate: int
 
 
+# -------------------------------------------------------------------- uploads
+
+
+class UploadView(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture of the caller's own; its id is the value of a param of type image. Hash and size are those of
+    the PNG it was drawn into."""
+
+    id: UUID
+    user_id: str
+    content_hash: str
+    format: str
+    file_size_bytes: int
+    width: int
+    height: int
+    url: str
+    created_at: datetime
+    expires_at: datetime
+    seq: int
+
+
+class UserReads(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one user fetched an asset's file or a thumbnail of it, and when."""
+
+    user_id: str
+    reads: int
+    first_at: datetime
+    last_at: datetime
+
+
+class AssetUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Who fetched an asset, latest first."""
+
+    items: list[UserReads]
+
+
+# ----------------------------------------------------------------------- keys
+
+
+class CreateKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for a key: a player's own, a service's, which may act for players, or an operator's."""
+
+    role: Annotated[str, msgspec.Meta(pattern="^(player|service|operator)$")]
+    user_id: _Id
+    label: _Id | None = None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key without what opens the door; ``created_by`` and ``revoked_by`` are actors as in histories."""
+
+    id: str
+    role: str
+    user_id: str
+    label: str | None
+    created_at: datetime
+    created_by: str
+    revoked_at: datetime | None
+    revoked_by: str | None
+    seq: int
+
+
+class KeyCreatedView(KeyView, frozen=True, kw_only=True):
+    """A key that was just created; ``key`` is told this once."""
+
+    key: str
+
+
+class KeyList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every key, oldest first."""
+
+    items: list[KeyView]
+
+
 class CleanupCount(msgspec.Struct, frozen=True, kw_only=True):
     """Assets, or files, and their bytes."""
 
@@ -246,8 +319,28 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     oldest_seconds: float | None
 
 
+class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The asset volume at the newest sample: bytes in all and by type, besides pictures also ``thumbnails``,
+    ``temporary`` and ``unlisted`` files.
+
+    ``level`` is how far it is: ok, warn, clean or full. ``growth_bytes_per_hour`` is over the window, null
+    with too few samples. ``warn_at`` and ``clean_at`` are when the lines are reached at that pace, null for
+    never.
+    """
+
+    sampled_at: datetime
+    used_bytes: int
+    limit_bytes: int
+    free_bytes: int
+    level: Literal["ok"] | Level
+    bytes_by_type: dict[str, int]
+    growth_bytes_per_hour: float | None
+    warn_at: datetime | None
+    clean_at: datetime | None
+
+
 class StatsView(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of the whole service over the last ``window_hours``."""
+    """Numbers of the whole service over the last ``window_hours``; ``disk`` is null before a first sample."""
 
     window_hours: int
     total: TypeStats
@@ -256,6 +349,7 @@ class StatsView(msgspec.Struct, frozen=True, kw_only=True):
     bytes_by_type: dict[str, StoredBytes]
     cache: CacheStats
     queue: QueueStats
+    disk: DiskStats | None
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +367,26 @@ class UsagePage(msgspec.Struct, frozen=True, kw_only=True):
 
     items: list[Sample]
     next_cursor: str | None
+
+
+class LimitView(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be had and what of it is in use; ``resets_at`` where time alone gives some of it back.
+
+    ``of`` says whose it is: the caller's, a session's, a character's, or everybody's together.
+    """
+
+    name: str
+    of: str
+    allowed: int
+    used: int
+    resets_at: datetime | None = None
+
+
+class LimitsView(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits that the caller's next request meets."""
+
+    user_id: str
+    items: list[LimitView]
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,14 +9,19 @@ import logging
 from collections.abc import Iterator
 
 import uvicorn
-from litestar import Litestar
 
+from forge.api.connections import HttpConnection, SocketConnection
+from forge.api.gate import Gate
 from forge.api.live import Live
+from forge.api.sockets import MAX_MESSAGE
 
 log = logging.getLogger("forge.api")
 
 GRACE_SECONDS = 5
 """How long open requests may take once the server is told to stop."""
+
+PING_SECONDS = 20.0
+"""How often a socket is asked whether it lives, and how long it may take to say so."""
 
 
 class _Server(uvicorn.Server):
@@ -27,7 +32,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: Litestar, live: Live, host: str, port: int, stop: asyncio.Event) -> None:
+def configuration(app: Gate, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn is to serve, with every bound it knows of and those of our own connections."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="none",
+        http=HttpConnection,
+        ws=SocketConnection,
+        ws_max_size=MAX_MESSAGE,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # whoever asks is who connects: nothing a client sends makes it local
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+async def serve(app: Gate, live: Live, host: str, port: int, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set; sockets are told to come again, then open requests finish.
 
     Raises:
@@ -37,23 +64,7 @@ async def serve(app: Litestar, live: Live, host: str, port: int, stop: asyncio.E
     # The line and the remembered events are many objects that stay: looking through them for cycles at the
     # default pace costs a fifth of every request.
     gc.set_threshold(20_000, 20, 100)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        loop="none",
-        http="httptools",
-        ws="websockets-sansio",
-        ws_max_size=16 * 1024,
-        ws_per_message_deflate=False,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,  # whoever asks is who connects: nothing a client sends makes it local
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
-    server = _Server(config)
+    server = _Server(configuration(app, host, port))
     reading = asyncio.create_task(live.run(), name="live")
     serving = asyncio.create_task(server.serve(), name="server")
     told = asyncio.create_task(stop.wait())

@@ -13,33 +13,47 @@ on or from now.
 
 A socket keeps no queue: it has a position among the events all sockets share, so a slow reader costs nothing
 and is let go when it falls out of what is remembered.
+
+Who may open one: a key in the header, or, for web pages, a ticket of ``POST /events/ticket``, sent as the
+sub-protocol ``ticket.T`` beside ``forge.v1``. Whether the key is still good is asked again while it is open.
+
+Close codes: 4401 no key or ticket, or no longer · 4403 not for this user or page · 4408 too slow · 4429 too
+many sockets or messages · 1008 nonsense · 1009 too large · 1012 going · 1013 try later.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
-from litestar import WebSocket, websocket
+from litestar import Request, Response, WebSocket, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 
-from forge.api.auth import Caller
+from forge.api import origins
+from forge.api.auth import Caller, admitted, caller_of, door_of
 from forge.api.edge import MAX_SEQ
 from forge.api.live import REMEMBERED, Live
 from forge.api.parts import parts_of
-from forge.errors import Forbidden, ForgeError, Unauthenticated
+from forge.api.problems import documented
+from forge.api.seats import AllTaken, Seats
+from forge.domain.rates import Rate, take
+from forge.errors import Forbidden, ForgeError, LimitReached, Unauthenticated, Unavailable
 
 PROTOCOL = "forge.v1"
 MARK_SECONDS = 10.0
 SEND_SECONDS = 10.0
-MAX_SOCKETS = 1000
+RIGHTS_SECONDS = 2.0
 MAX_MESSAGE = 16 * 1024
+MESSAGES = Rate(per_second=2.0, burst=20)
 
-UNAUTHENTICATED, FORBIDDEN, TOO_SLOW = 4401, 4403, 4408
+UNAUTHENTICATED, FORBIDDEN, TOO_SLOW, TOO_MANY = 4401, 4403, 4408, 4429
 GOING, TRY_LATER, MALFORMED, TOO_BIG = 1012, 1013, 1008, 1009
+
+_TICKET = "ticket."
 
 Topic = Literal["jobs", "assets", "progress"]
 _ALL_TOPICS = frozenset(Topic.__args__)  # type: ignore[attr-defined]
@@ -65,6 +79,20 @@ class _Leave(Exception):
         self.code, self.retry_after_ms = code, retry_after_ms
 
 
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """Good for one socket, once, until ``expires_at``."""
+
+    ticket: str
+    expires_at: datetime
+
+
+@post("/events/ticket", status_code=201, tags=["live"], responses=documented(), operation_id="giveTicket")
+async def give_ticket(request: Request[Any, Any, Any]) -> Response[Ticket]:
+    """A ticket for one socket. Offer it within 30 s as the sub-protocol `ticket.T` beside `forge.v1`."""
+    ticket, until = await request.app.state.tickets.give(caller_of(request))
+    return Response(Ticket(ticket=ticket, expires_at=until), headers={"cache-control": "no-store"})
+
+
 @websocket("/events")
 async def events(socket: Socket) -> None:
     """Live job and asset events, resumable by sequence."""
@@ -72,32 +100,54 @@ async def events(socket: Socket) -> None:
     offered = PROTOCOL in socket.scope.get("subprotocols", [])
     await socket.accept(subprotocols=PROTOCOL if offered else None)
     try:
-        caller = _admitted(socket, live)
-        conversation = Conversation(socket, caller, live)
-        await conversation.welcome(None if offered else _after(socket, live))
-        await conversation.hold()
+        caller = await _admitted(socket, live)
+        with _seats(socket).taken(caller.user):
+            conversation = Conversation(socket, caller, live)
+            await conversation.welcome(None if offered else _after(socket, live))
+            await conversation.hold()
     except _Leave as leave:
         await _say_goodbye(socket, leave)
+    except AllTaken as full:
+        await _say_goodbye(socket, _Leave(TOO_MANY, 30_000) if full.own else _Leave(TRY_LATER, 5000))
     except WebSocketDisconnect:
         pass
 
 
-def _admitted(socket: Socket, live: Live) -> Caller:
+def _seats(socket: Socket) -> Seats:
+    seats: Seats = socket.scope["litestar_app"].state.seats
+    return seats
+
+
+async def _admitted(socket: Socket, live: Live) -> Caller:
     if live.closing:
         raise _Leave(GOING, 1000)
     if not live.admissions.caught_up.is_set():
         raise _Leave(TRY_LATER, 500)
-    if len(live.listeners) >= MAX_SOCKETS:
-        raise _Leave(TRY_LATER, 5000)
+    listed = parts_of(socket).settings.allowed_origins
+    if not origins.allowed(socket.headers.get("origin"), socket.headers.get("host", ""), listed):
+        raise _Leave(FORBIDDEN)
     try:
-        caller: Caller = socket.scope["litestar_app"].state.door.caller(socket)
+        return await _known(socket)
     except Unauthenticated:
         raise _Leave(UNAUTHENTICATED) from None
     except Forbidden:
         raise _Leave(FORBIDDEN) from None
+    except LimitReached:
+        raise _Leave(TOO_MANY, 5000) from None
+    except Unavailable:
+        raise _Leave(TRY_LATER, 1000) from None
     except ForgeError:
         raise _Leave(MALFORMED) from None
-    return caller
+
+
+async def _known(socket: Socket) -> Caller:
+    for offered in socket.scope.get("subprotocols", []):
+        if offered.startswith(_TICKET):
+            caller: Caller = await socket.scope["litestar_app"].state.tickets.take(offered[len(_TICKET) :])
+            if not door_of(socket).lets_stay(caller):
+                raise Unauthenticated  # the key was revoked since it got the ticket
+            return caller
+    return admitted(socket)
 
 
 def _after(socket: Socket, live: Live) -> int:
@@ -129,6 +179,7 @@ class Conversation:
         self.mark_due = asyncio.get_running_loop().time() + MARK_SECONDS
         self.tick = live.ticks
         self.topics: frozenset[str] = _ALL_TOPICS
+        self.spoken = 0.0
 
     async def welcome(self, after: int | None) -> None:
         """Introduce the log; begin at once where ``after`` is given."""
@@ -148,7 +199,7 @@ class Conversation:
     async def hold(self) -> None:
         """Tell and listen until one of the two ends."""
         self.live.listeners.add(self.news)
-        tasks = [asyncio.create_task(self._tell()), asyncio.create_task(self._listen())]
+        tasks = [asyncio.create_task(work) for work in (self._tell(), self._listen(), self._watch())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -159,13 +210,30 @@ class Conversation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    # --------------------------------------------------------------- watching
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(RIGHTS_SECONDS)
+            self._still_admitted()
+
+    def _still_admitted(self) -> None:
+        """Asked before every event, too, because sending may take time: a revoked key is told nothing."""
+        if not door_of(self.socket).lets_stay(self.caller):
+            raise _Leave(UNAUTHENTICATED)
+
     # -------------------------------------------------------------- listening
 
     async def _listen(self) -> None:
+        now = asyncio.get_running_loop().time
         while True:
             text = await self.socket.receive_data(mode="text")
+            wait, self.spoken = take(MESSAGES, self.spoken, now())
+            if wait:
+                raise _Leave(TOO_MANY, 5000)
             if len(text) > MAX_MESSAGE:
                 raise _Leave(TOO_BIG)
+            self._still_admitted()
             await self._heed(text)
 
     async def _heed(self, text: str) -> None:
@@ -199,6 +267,7 @@ class Conversation:
             self.news.clear()
             if self.live.closing:
                 raise _Leave(GOING, 1000)
+            self._still_admitted()
             if self.position is not None:
                 await self._tell_events(self.position)
                 await self._tell_progress()
@@ -221,6 +290,7 @@ class Conversation:
         for told in self.live.since(start):
             if self.position != start:
                 return  # the client has asked for another place meanwhile
+            self._still_admitted()
             if told.topic in self.topics and self.caller.may_see(told.user):
                 await self._send_text(told.text())
         if self.position == start:

@@ -8,9 +8,10 @@ from uuid import UUID
 import asyncpg
 
 from forge.api.places import Places
-from forge.api.schemas import AssetView, JobAsset, JobError, JobView
+from forge.api.schemas import AssetView, JobAsset, JobError, JobView, UploadView
 from forge.commands import Loaded
 from forge.domain.jobs import Status
+from forge.domain.uploads import Upload
 from forge.events.jobs import JobAttemptFailed, JobCompleted, JobFailed, Terminal
 
 ROOT = "/api/v1/comfyui"
@@ -89,3 +90,19 @@ def asset_of_row(row: asyncpg.Record) -> AssetView:
     """An asset with one of its references."""
     values: dict[str, Any] = dict(row)
     return AssetView(**values, url=asset_url(row["id"]), thumbnail_url=thumbnail_url(row["id"]))
+
+
+def upload_of_log(upload: Upload, seq: int) -> UploadView:
+    """An upload as the log has it; its last event stands at ``seq``."""
+    return _upload({name: getattr(upload, name) for name in upload.__struct_fields__} | {"seq": seq})
+
+
+def upload_of_row(row: asyncpg.Record) -> UploadView:
+    """An upload as the table has it."""
+    return _upload(dict(row))
+
+
+def _upload(values: dict[str, Any]) -> UploadView:
+    url = f"{ROOT}/uploads/{values['id']}/file"
+    own = {name: values[name] for name in UploadView.__struct_fields__ if name in values}
+    return UploadView(**own, format="png", url=url)

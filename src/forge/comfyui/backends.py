@@ -87,6 +87,8 @@ class Backend:
         self.standing = Standing()
         self.quarantine: Quarantine | None = None
         self.disowned: set[UUID] = set()
+        self.unforgotten: set[UUID] = set()
+        """Prompts whose entries in its history go as soon as it is usable."""
         self.health = Health(False)
         self.since = datetime.now(UTC)
         """When it became usable, or stopped being so."""
@@ -114,11 +116,23 @@ class Backend:
         if self.disowned and self.health.reachable:
             await self._get_rid()
         self._note(usable)
+        if self.usable and self.unforgotten:
+            await asyncio.gather(
+                *(self.comfy.forget(self.unforgotten.pop()) for _ in tuple(self.unforgotten))
+            )
 
     def disown(self, prompt_id: UUID) -> None:
         """Use it for nothing else until it is known to be rid of this prompt."""
         usable = self.usable
         self.disowned.add(prompt_id)
+        self._note(usable)
+
+    def refuse(self, reason: str) -> None:
+        """Take it for unreachable at once: it did not take a connection."""
+        usable = self.usable
+        self.standing = Standing(
+            reason=f"unreachable ({reason})", failures=max(1, self._patience.failures_to_leave)
+        )
         self._note(usable)
 
     def isolate(self, reason: str) -> None:
@@ -137,6 +151,7 @@ class Backend:
             except BackendWedged as wedged:
                 self.isolate(wedged.detail)
             self.disowned.discard(prompt_id)
+            self.unforgotten.add(prompt_id)
 
     async def _look_for_evidence(self, quarantine: Quarantine) -> None:
         try:
@@ -207,20 +222,33 @@ class Backends:
         backend = self._find(url)
         return backend.comfy if backend is not None else None
 
-    def quarantine(self, url: str, reason: str) -> None:
+    def quarantine(self, url: str, reason: str, prompt_id: UUID | None = None) -> None:
         """Leave a server that answers but does not execute, until it proves that it does or was restarted.
 
-        Every open wait for a prompt of that server ends with `BackendWedged`.
+        Every open wait for a prompt of that server ends with `BackendWedged`. The entry of `prompt_id`, which
+        proved it, is dropped from history when the server is used again.
         """
         backend = self._find(url)
         if backend is not None:
             backend.isolate(reason)
+            if prompt_id is not None:
+                backend.unforgotten.add(prompt_id)
+
+    def refused(self, url: str, reason: str) -> None:
+        """Leave a server that does not even take a connection, until it answers again."""
+        backend = self._find(url)
+        if backend is not None:
+            backend.refuse(reason)
 
     def disown(self, url: str, prompt_id: UUID) -> None:
         """Give up a prompt that cannot be cancelled now; the server is not used until it is rid of it."""
         backend = self._find(url)
         if backend is not None:
             backend.disown(prompt_id)
+
+    def answering(self) -> list[Comfy]:
+        """The servers that answer and are not in quarantine: those that can be asked what they hold."""
+        return [b.comfy for b in self._backends if b.health.reachable and b.quarantine is None]
 
     def status(self) -> list[BackendStatus]:
         """Every server, preferred first."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from forge.comfyui import protocol
-from forge.comfyui.http import CHUNK, Http, never_sent, timed_out
+from forge.comfyui.http import CHUNK, Answer, Http, timed_out
 from forge.comfyui.patience import Patience
 from forge.comfyui.protocol import Health, Output, Progress, Sighting
 from forge.comfyui.server import Server
@@ -24,6 +24,7 @@ from forge.errors import (
     BackendUnreachable,
     BackendWedged,
     ComfyError,
+    NeverSent,
     PictureRefused,
     PromptLost,
 )
@@ -61,11 +62,24 @@ class Comfy:
         finally:
             await self._http.__aexit__()
 
-    async def submit(self, prompt_id: UUID, graph: dict[str, Any], *, outputs: Sequence[str]) -> None:
+    async def submit(
+        self,
+        prompt_id: UUID,
+        graph: dict[str, Any],
+        *,
+        outputs: Sequence[str],
+        label: str = "",
+        permitted: Callable[[], None] | None = None,
+    ) -> None:
         """Queue the part of `graph` that the nodes `outputs` need, looking before anything is sent twice.
+
+        `label` stays with the prompt while it is queued or runs, see `labelled`. `permitted` is called as the
+        last thing before anything is sent, and may raise. Once begun, sending is finished even if this is
+        cancelled: a request that was cut off might still be taken up, behind the back of whoever cancels it.
 
         Raises:
             PromptRejected: it will never run, and ComfyUI does not have it.
+            NeverSent: no connection could be made, so ComfyUI does not have it.
             PromptLost: ComfyUI failed at it twice and does not have it.
             BackendUnreachable: no answer; whether ComfyUI has it is unknown.
             BackendWedged: it was accepted in part and cannot be cancelled.
@@ -75,14 +89,10 @@ class Comfy:
         # Listening begins before the POST: messages can arrive before its answer.
         ear = self._ears[str(prompt_id)] = Ear(str(prompt_id))
         try:
-            doubt = await self._post(ear, needed, outputs)
-            if doubt is None or await self._turned_up(ear.prompt_id):
-                return
-            if timed_out(doubt):
-                raise doubt  # the first request may still be taken up: only another attempt id is safe
-            doubt = await self._post(ear, needed, outputs)
-            if doubt is not None and not await self._turned_up(ear.prompt_id):
-                raise doubt
+            body = await self._body(ear, needed, outputs, label)
+            doubt = await self._post(ear, body, permitted)
+            if doubt is not None:
+                await self._dispel(doubt, ear, body, permitted)
         except BaseException:
             self._ears.pop(ear.prompt_id, None)
             raise
@@ -183,14 +193,16 @@ class Comfy:
         with suppress(BackendUnreachable):
             await self._server.forget(str(prompt_id))
 
-    async def upload(self, name: str, data: bytes) -> str:
+    async def upload(self, name: str, data: bytes | BinaryIO, *, folder: str = "forge") -> str:
         """Store an input picture and return the name under which a LoadImage node finds it.
+
+        An open file is sent without being read as a whole, and closed.
 
         Raises:
             PictureRefused: ComfyUI refuses it.
             BackendUnreachable: no answer; repeating is harmless.
         """
-        return await self._server.upload(name, data)
+        return await self._server.upload(name, data, folder)
 
     async def health(self) -> Health:
         """One short probe; never raises."""
@@ -204,22 +216,49 @@ class Comfy:
         """
         return await self._server.running()
 
+    async def labelled(self) -> dict[str, str]:
+        """Prompt id → label, of all that ComfyUI runs or queues and that were submitted with one by anybody.
+
+        Raises:
+            BackendUnreachable: no answer.
+        """
+        return await self._server.labelled()
+
     def abandon(self, reason: str) -> None:
         """End every open wait with `BackendWedged`: this server will not execute them."""
         for ear in self._ears.values():
             ear.abandon(BackendWedged(reason))
 
-    async def _post(self, ear: Ear, graph: dict[str, Any], outputs: Sequence[str]) -> ComfyError | None:
-        """Post once. None when it is queued; the doubt, when only looking can tell whether it is."""
+    async def _body(self, ear: Ear, graph: dict[str, Any], outputs: Sequence[str], label: str) -> bytes:
         await self._socket.first_try()
         ear.owner = self._socket.client_id
-        body = protocol.submission(ear.prompt_id, graph, outputs, ear.owner)
-        known = self._highest, self._lives
+        return protocol.submission(ear.prompt_id, graph, outputs, ear.owner, label)
+
+    async def _dispel(
+        self, doubt: ComfyError, ear: Ear, body: bytes, permitted: Callable[[], None] | None
+    ) -> None:
+        """Make sure that a prompt whose POST was not answered properly is there, posting again where safe."""
         try:
-            answer = await self._http.ask("POST", "/prompt", data=body)
+            if await self._turned_up(ear.prompt_id):
+                return
+            if timed_out(doubt):
+                raise doubt  # the first request may still be taken up: only another attempt id is safe
+            second = await self._post(ear, body, permitted)
+            if second is not None and not await self._turned_up(ear.prompt_id):
+                raise second
+        except NeverSent as error:  # not now, but the first time something was
+            raise BackendUnreachable(error.detail) from error
+
+    async def _post(self, ear: Ear, body: bytes, permitted: Callable[[], None] | None) -> ComfyError | None:
+        """Post once. None when it is queued; the doubt, when only looking can tell whether it is."""
+        known = self._highest, self._lives
+        if permitted is not None:
+            permitted()
+        try:
+            answer = await self._unbroken(self._http.ask("POST", "/prompt", data=body, fresh=True))
+        except NeverSent:
+            raise
         except BackendUnreachable as error:
-            if never_sent(error):
-                raise
             return error
         if answer.status in (400, 413):
             raise protocol.rejection(answer.status, answer.body)
@@ -234,6 +273,18 @@ class Comfy:
             raise protocol.refused_outputs(told.node_errors)
         return None
 
+    async def _unbroken(self, exchange: Coroutine[Any, Any, Answer]) -> Answer:
+        """The answer; when cancelled, not before the exchange has ended too, or hung for long enough."""
+        asking = asyncio.create_task(exchange)
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait({asking}, timeout=self._patience.lost_answer)
+            raise
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
     async def _turned_up(self, prompt_id: str) -> bool:
         """Whether ComfyUI has a prompt whose POST was not answered properly; no, when it is absent twice."""
         give_up = time.monotonic() + self._patience.lost_answer
@@ -244,7 +295,7 @@ class Comfy:
                     return True
                 absent += 1
             except BackendUnreachable as error:
-                if never_sent(error) or time.monotonic() > give_up:
+                if isinstance(error, NeverSent) or time.monotonic() > give_up:
                     raise
             await asyncio.sleep(self._patience.settle)
         return False

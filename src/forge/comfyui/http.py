@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import BinaryIO
 
 import aiohttp
 import msgspec
 
 from forge.comfyui.patience import Patience
-from forge.errors import BackendUnreachable, ComfyError
+from forge.errors import BackendUnreachable, ComfyError, NeverSent
 
 MAX_ANSWER = 64 << 20
 CHUNK = 256 << 10
@@ -26,25 +27,24 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Http:
-    """The keep-alive connections to one server; open inside `async with`."""
+    """The connections to one server; open inside `async with`."""
 
     def __init__(self, url: str, patience: Patience) -> None:
         self._url = url
         self._patience = patience
-        self._session: aiohttp.ClientSession | None = None
+        self._kept: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Http:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=32, keepalive_timeout=30, ttl_dns_cache=30),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,
-        )
+        self._kept = _session(aiohttp.TCPConnector(limit=32, keepalive_timeout=30, ttl_dns_cache=30))
+        self._fresh = _session(aiohttp.TCPConnector(limit=32, force_close=True, ttl_dns_cache=30))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._session is not None
-        await self._session.close()
+        assert self._kept is not None
+        assert self._fresh is not None
+        await self._kept.close()
+        await self._fresh.close()
 
     async def ask(
         self,
@@ -53,11 +53,16 @@ class Http:
         *,
         data: bytes | aiohttp.FormData | None = None,
         timeout: float | None = None,
+        fresh: bool = False,
     ) -> Answer:
         """One request and its answer of at most 64 MiB, in `timeout` seconds (default: connect + read).
 
+        A `fresh` connection is made for what may be sent once only: on a kept one that the server has just
+        closed nobody can tell whether the request arrived.
+
         Raises:
-            BackendUnreachable: no answer; `never_sent` and `timed_out` tell more.
+            NeverSent: no connection was made.
+            BackendUnreachable: no answer; `timed_out` tells more.
         """
         patience = self._patience
         limits = aiohttp.ClientTimeout(
@@ -66,7 +71,7 @@ class Http:
             sock_read=patience.read,
         )
         try:
-            async with self._open.request(
+            async with _opened(self._fresh if fresh else self._kept, self._url).request(
                 method, self._url + path, data=data, timeout=limits, allow_redirects=False
             ) as response:
                 return Answer(response.status, await _whole(response))
@@ -85,31 +90,37 @@ class Http:
             total=patience.fetch, sock_connect=patience.connect, sock_read=patience.read
         )
         try:
-            async with self._open.get(
+            async with _opened(self._kept, self._url).get(
                 self._url + path, params=params, timeout=limits, allow_redirects=False
             ) as response:
                 yield response
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
-    @property
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            raise BackendUnreachable(f"{self._url}: the client is closed")
-        return self._session
-
     def _unreachable(self, error: Exception) -> BackendUnreachable:
-        return BackendUnreachable(f"{self._url}: {str(error) or type(error).__name__}")
+        unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        kind = NeverSent if unsent else BackendUnreachable
+        return kind(f"{self._url}: {str(error) or type(error).__name__}")
 
 
-def never_sent(error: ComfyError) -> bool:
-    """Whether the request cannot have reached the server: no connection was made."""
-    return isinstance(error.__cause__, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+    )
+
+
+def _opened(session: aiohttp.ClientSession | None, url: str) -> aiohttp.ClientSession:
+    if session is None or session.closed:
+        raise BackendUnreachable(f"{url}: the client is closed")
+    return session
 
 
 def timed_out(error: ComfyError) -> bool:
     """Whether the server took the request and may still be working on it."""
-    return isinstance(error.__cause__, TimeoutError) and not never_sent(error)
+    return isinstance(error.__cause__, TimeoutError) and not isinstance(error, NeverSent)
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
@@ -123,7 +134,7 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def form(file_name: str, data: bytes, fields: dict[str, str]) -> aiohttp.FormData:
+def form(file_name: str, data: bytes | BinaryIO, fields: dict[str, str]) -> aiohttp.FormData:
     """A multipart upload of one picture, as `POST /upload/image` wants it."""
     body = aiohttp.FormData()
     body.add_field("image", data, filename=file_name, content_type="application/octet-stream")

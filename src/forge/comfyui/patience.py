@@ -56,3 +56,15 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """Probes in a row that must succeed before a server is used again. A count."""
     quarantine: float = 900.0
     """How long a wedged server that proves nothing is not chosen."""
+
+
+def patience(*, unreachable: float, cancel: float, quarantine: float) -> Patience:
+    """The usual patience with what operators set, in seconds; no answer takes longer than `unreachable`."""
+    usual = Patience()
+    return Patience(
+        connect=min(usual.connect, unreachable),
+        read=min(usual.read, unreachable),
+        unreachable=unreachable,
+        cancel=cancel,
+        quarantine=quarantine,
+    )

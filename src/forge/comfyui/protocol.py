@@ -23,6 +23,7 @@ Graph = dict[str, Any]
 MAX_OUTPUTS = 256
 MAX_REASON = 500
 _WANTED = "forge_outputs"
+_LABEL = "forge_attempt"
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -130,10 +131,13 @@ def prune(graph: Graph, outputs: Sequence[str]) -> Graph:
     return {name: node for name, node in graph.items() if name in needed}
 
 
-def submission(prompt_id: str, graph: Graph, outputs: Sequence[str], client_id: str) -> bytes:
+def submission(
+    prompt_id: str, graph: Graph, outputs: Sequence[str], client_id: str, label: str = ""
+) -> bytes:
     """The body of `POST /prompt`; `client_id` is always sent, else cached outputs are missing from history.
 
-    The wanted outputs travel with the prompt, so that whoever adopts it knows them.
+    The wanted outputs travel with the prompt, so that whoever adopts it knows them, and so does the label,
+    which tells whoever finds it what it is for.
 
     Raises:
         PromptRejected: the graph cannot be written as JSON.
@@ -142,7 +146,7 @@ def submission(prompt_id: str, graph: Graph, outputs: Sequence[str], client_id: 
         "prompt": graph,
         "prompt_id": prompt_id,
         "client_id": client_id,
-        "extra_data": {_WANTED: list(outputs)},
+        "extra_data": {_WANTED: list(outputs), _LABEL: label},
     }
     try:
         return msgspec.json.encode(body)
@@ -257,6 +261,20 @@ def queued_ids(queue: Mapping[str, Any], key: str) -> list[str]:
     """The prompt ids in one list of `GET /queue`: `queue_running` or `queue_pending`."""
     items = queue.get(key)
     return [str(item[1]) for item in items or () if isinstance(item, list) and len(item) > 1]
+
+
+def queued_labels(queue: Mapping[str, Any]) -> dict[str, str]:
+    """Prompt id → its label, for every prompt in `GET /queue` that has one."""
+    found: dict[str, str] = {}
+    for key in ("queue_running", "queue_pending"):
+        items = queue.get(key)
+        for item in items if isinstance(items, list) else ():
+            match item:
+                case [_, str(prompt_id), _, dict(extra), *_] if isinstance(label := extra.get(_LABEL), str):
+                    found[prompt_id] = label
+                case _:
+                    pass
+    return found
 
 
 def history_entry(history: Mapping[str, Any], prompt_id: str) -> dict[str, Any] | None:

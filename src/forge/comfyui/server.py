@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, BinaryIO
 
 from forge.comfyui import protocol
 from forge.comfyui.http import Http, form
@@ -70,11 +70,15 @@ class Server:
         """The prompts it says it is executing; one, or none."""
         return protocol.queued_ids(await self._read("/queue"), "queue_running")
 
+    async def labelled(self) -> dict[str, str]:
+        """Prompt id → label of the prompts it runs or queues and that were given one."""
+        return protocol.queued_labels(await self._read("/queue"))
+
     async def forget(self, prompt_id: str) -> None:
         """Drop the prompt's entry from history; its files stay."""
         await self.http.ask("POST", "/history", data=protocol.encode({"delete": [prompt_id]}))
 
-    async def upload(self, name: str, data: bytes) -> str:
+    async def upload(self, name: str, data: bytes | BinaryIO, folder: str) -> str:
         """Store an input picture; returns the name to use in a graph, which may differ from `name`.
 
         The same bytes under the same name give the same name again, so repeating is harmless.
@@ -83,14 +87,14 @@ class Server:
             PictureRefused: ComfyUI refuses it, or answers with a name forge will not use.
         """
         answer = await self.http.ask(
-            "POST", "/upload/image", data=form(name, data, {"type": "input", "subfolder": "forge"})
+            "POST", "/upload/image", data=form(name, data, {"type": "input", "subfolder": folder})
         )
         if answer.status in (400, 413):
             raise PictureRefused(f"ComfyUI refused the upload of {name!r} with {answer.status}")
         match protocol.decode(answer.body):
-            case {"name": str(stored), "subfolder": str(folder)} if answer.status == 200:
-                if protocol.is_safe_name(stored) and protocol.is_safe_folder(folder):
-                    return f"{folder}/{stored}" if folder else stored
+            case {"name": str(stored), "subfolder": str(place)} if answer.status == 200:
+                if protocol.is_safe_name(stored) and protocol.is_safe_folder(place):
+                    return f"{place}/{stored}" if place else stored
                 raise PictureRefused(f"ComfyUI stored the upload under {stored[:80]!r}")
             case _:
                 raise BackendUnreachable(f"ComfyUI answered {answer.status} to an upload")

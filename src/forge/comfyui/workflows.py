@@ -101,13 +101,12 @@ def render(
         workflow: the job type.
         resolved: what :func:`forge.domain.params.resolve` gave.
         filename_prefix: the folder and name under which ComfyUI saves, one of its own for each attempt.
-        images: the name at ComfyUI of each upload id that :func:`uploads` lists.
+        images: the name at ComfyUI of the picture of each param that :func:`uploads` lists.
     """
     graph = copy.deepcopy(workflow.graph)
     for name, param in workflow.params.items():
         if name in resolved:
-            value = resolved[name]
-            _set(graph, param.targets, (images or {})[str(value)] if param.type == "image" else value)
+            _set(graph, param.targets, (images or {})[name] if param.type == "image" else resolved[name])
     for target, parts in workflow.compose.items():
         _set(graph, (target,), _composed(workflow, parts, resolved))
     for node in graph.values():
@@ -135,10 +134,10 @@ def pictures(workflow: Workflow, resolved: Mapping[str, object]) -> int:
     return count
 
 
-def uploads(workflow: Workflow, resolved: Mapping[str, object]) -> list[str]:
-    """The ids of the uploaded pictures a job uses; ComfyUI must have them before it gets the graph."""
-    used = (resolved.get(name) for name, param in workflow.params.items() if param.type == "image")
-    return [str(upload) for upload in used if upload is not None]
+def uploads(workflow: Workflow, resolved: Mapping[str, object]) -> dict[str, str]:
+    """The uploaded pictures a job uses, param → id; ComfyUI must have them before it gets the graph."""
+    images = (name for name, param in workflow.params.items() if param.type == "image")
+    return {name: str(resolved[name]) for name in images if name in resolved}
 
 
 def catalogue(workflows: Mapping[str, Workflow]) -> list[CatalogueEntry]:

@@ -7,6 +7,7 @@ counts are references: a picture that two jobs made counts for both, though it l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -14,6 +15,7 @@ from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_SESSION_BYTES
 from forge.errors import Limit, LimitReached
 from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
 from forge.events.catalogue import Event
+from forge.events.jobs import JobSubmitted, Produced
 
 _change = msgspec.structs.replace
 
@@ -57,6 +59,32 @@ def give_back(gone: AssetGivenUp, session_bytes: int, character_assets: int) -> 
         )
         events.append(released)
     return events
+
+
+def lent(picture: AssetStored, asked: JobSubmitted, now: datetime, ttl: timedelta) -> AssetStored:
+    """A picture that another job made, as what this one gets."""
+    return _change(
+        picture,
+        job_id=asked.job_id,
+        user_id=asked.user_id,
+        session_id=asked.session_id,
+        character_id=asked.character_id,
+        generation_params=asked.params,
+        created_at=now,
+        expires_at=now + ttl,
+        session_bytes=None,
+    )
+
+
+def produced(stored: AssetStored) -> Produced:
+    """A picture as a job's completion tells of it."""
+    return Produced(
+        asset_id=stored.asset_id,
+        asset_type=stored.asset_type,
+        content_hash=stored.content_hash,
+        format=stored.format,
+        size_bytes=stored.file_size_bytes,
+    )
 
 
 def _demand(name: str, allowed: int, used: int) -> None:

@@ -16,8 +16,8 @@ The bound
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Collection, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -64,30 +64,39 @@ class Line:
     def __init__(self) -> None:
         self.jobs: dict[UUID, Job] = {}
         self.admission_seq: dict[str, int] = {}
+        self.last_admission = 0
         self.starts = 0
         self.pending = 0
         self.version = 0
         self._lanes: dict[str, dict[int, deque[Waiting]]] = {}
         self._turn: dict[str, int] = {}
         self._delayed: list[tuple[datetime, int, UUID]] = []
+        self._queued: Counter[str] = Counter()
+        self._drawing: Counter[str] = Counter()
+        self._owed_to_sessions: dict[str, Counter[str]] = {}
+        self._owed_to_characters: Counter[str] = Counter()
 
     # ---------------------------------------------------------------- folding
 
-    def apply(self, record: Recorded) -> None:
-        """Take in one event of the log; an admission that was seen before changes nothing."""
+    def apply(self, record: Recorded) -> bool:
+        """Take in one event of the log; False for an admission that was seen before and changes nothing."""
         event, at = record.event, record.meta.at
         self.release(at)  # by the log's clock, so that a replay lets a job join where the first reading did
         if isinstance(event, JobSubmitted | JobRetried):
             if record.seq <= self.admission_seq.get(event.user_id, 0):
-                return
+                return False
             self.admission_seq[event.user_id] = record.seq
+            self.last_admission = max(self.last_admission, record.seq)
             self._replace(admitted(event, record.seq, at), record)
         elif (job := self.jobs.get(getattr(event, "job_id", _NOBODY))) is not None:
             self._replace(evolve(job, event, at), record)
+        return True
 
     def _replace(self, job: Job, record: Recorded) -> None:
         before = self.jobs.pop(job.id, None)
         self.version += 1
+        self._count(before, -1)
+        self._count(job, 1)
         if before is not None and before.status is Status.PENDING:
             self.pending -= 1
             self._leave(before)
@@ -100,6 +109,21 @@ class Line:
         if job.status is Status.PENDING:
             self.pending += 1
             self._enter(job, record.seq)
+
+    def _count(self, job: Job | None, by: int) -> None:
+        """Keep what users, sessions and characters have in the line; what is used up leaves no trace."""
+        if job is None or job.status.over:
+            return
+        _add(self._queued, job.user_id, by)
+        if job.recipe and job.status is Status.RUNNING:
+            _add(self._drawing, job.recipe, by)
+        if job.character_id is not None:
+            _add(self._owed_to_characters, job.character_id, by * job.pictures)
+        if job.session_id is not None:
+            owed = self._owed_to_sessions.setdefault(job.session_id, Counter())
+            _add(owed, job.asset_type, by * job.pictures)
+            if not owed:
+                del self._owed_to_sessions[job.session_id]
 
     def _enter(self, job: Job, seq: int) -> None:
         if job.retry_at is None:
@@ -128,6 +152,20 @@ class Line:
         if not lanes:
             del self._lanes[job.user_id], self._turn[job.user_id]
 
+    # ---------------------------------------------------------------- knowing
+
+    def queued(self, user: str) -> int:
+        """Jobs of a user that are not over."""
+        return self._queued[user]
+
+    def owed_to_session(self, session_id: str) -> Mapping[str, int]:
+        """Asset type → pictures that jobs which are not over will bring the session."""
+        return self._owed_to_sessions.get(session_id, {})
+
+    def owed_to_character(self, character_id: str) -> int:
+        """Pictures that jobs which are not over will bring the character."""
+        return self._owed_to_characters[character_id]
+
     # --------------------------------------------------------------- choosing
 
     def release(self, now: datetime) -> datetime | None:
@@ -143,7 +181,8 @@ class Line:
         """The next job, with the reason; None when nobody waits.
 
         ``given`` are the jobs whose order is out but whose start the log does not tell yet, in the order they
-        were given: they count as started.
+        were given: they count as started. A job whose very recipe is being drawn is passed over until that is
+        done: then it need not be drawn at all.
         """
         turns = {
             self.jobs[id_].user_id: self.starts + nth for nth, id_ in enumerate(given, 1) if id_ in self.jobs
@@ -185,9 +224,15 @@ class Line:
         return (job for job in self.jobs.values() if job.status is Status.RUNNING)
 
     def _heads(self, given: Collection[UUID]) -> Iterator[Waiting]:
+        jobs = self.jobs
+        at_work = {jobs[id_].recipe for id_ in given if id_ in jobs} | self._drawing.keys()
+        at_work.discard("")
         for lanes in self._lanes.values():
             for lane in lanes.values():
-                head = next((w for w in lane if w.job_id not in given), None)
+                free = (
+                    w for w in lane if w.job_id not in given and self.jobs[w.job_id].recipe not in at_work
+                )
+                head = next(free, None)
                 if head is not None:
                     yield head
 
@@ -201,3 +246,9 @@ class Line:
             f"priority {head.priority}{aged}; waited {self.starts - head.since} starts; "
             f"{head.user_id}'s turn after {rested} starts among {len(self._lanes)} waiting users"
         )
+
+
+def _add(counter: Counter[str], key: str, by: int) -> None:
+    counter[key] += by
+    if not counter[key]:
+        del counter[key]

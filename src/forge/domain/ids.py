@@ -37,6 +37,11 @@ def asset_id(content_hash: str) -> UUID:
     return derived_id("asset", content_hash)
 
 
+def upload_id(user: str, content_hash: str) -> UUID:
+    """This user's upload of this content."""
+    return derived_id("upload", user, content_hash)
+
+
 def prompt_id(job: UUID, attempt: int) -> UUID:
     """The prompt of one attempt: a redelivered order finds it instead of drawing twice."""
     return uuid5(_ATTEMPT, f"{job}/{attempt}")

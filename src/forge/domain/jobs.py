@@ -2,7 +2,7 @@
 
 ::
 
-    pending ──start──▶ running ──complete──▶ completed
+    pending ──start──▶ running ──complete──▶ completed   (reuse: pending ──▶ completed)
        ▲  ╲               │ ╲────fail──────▶ failed ──retry──▶ pending
        │   ╲──cancel──▶ cancelled ◀──cancel──┘
        └───────── attempt failed
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import assert_never
@@ -17,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 
-from forge.domain.limits import BACKOFF_SECONDS, MAX_ADOPTIONS, MAX_ATTEMPTS
+from forge.domain.limits import BACKOFF_SECONDS, MAX_ADOPTIONS, MAX_ATTEMPTS, MAX_REDIRECTIONS
 from forge.errors import JobAlreadyOver, JobNotFailed, StaleAttempt
 from forge.events.catalogue import Event
 from forge.events.jobs import (
@@ -26,6 +27,7 @@ from forge.events.jobs import (
     JobCancelled,
     JobCompleted,
     JobFailed,
+    JobRedirected,
     JobRetried,
     JobStarted,
     JobSubmitted,
@@ -56,6 +58,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     admitted_at: datetime
     max_attempts: int = MAX_ATTEMPTS
+    asset_type: str = ""
     session_id: str | None = None
     character_id: str | None = None
     recipe: str = ""
@@ -63,6 +66,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     status: Status = Status.PENDING
     attempt: int = 0
     adoption: int = 0
+    redirection: int = 0
     worker: str = ""
     backend: str = ""
     started_at: datetime | None = None
@@ -88,11 +92,27 @@ class Adopt(msgspec.Struct, frozen=True):
     worker: str
 
 
+class Redirect(msgspec.Struct, frozen=True):
+    """Take an attempt of which nothing was sent to another backend."""
+
+    attempt: int
+    worker: str
+    backend: str
+    reason: str
+
+
 class Complete(msgspec.Struct, frozen=True):
     """Conclude an attempt with its pictures."""
 
     attempt: int
     worker: str
+    assets: tuple[Produced, ...]
+    now: datetime
+
+
+class Reuse(msgspec.Struct, frozen=True):
+    """Conclude a waiting job with pictures that were drawn before."""
+
     assets: tuple[Produced, ...]
     now: datetime
 
@@ -115,7 +135,7 @@ class Retry(msgspec.Struct, frozen=True):
     """Ask for a failed job again."""
 
 
-Command = Start | Adopt | Complete | FailAttempt | Cancel | Retry
+Command = Start | Adopt | Redirect | Complete | Reuse | FailAttempt | Cancel | Retry
 
 
 def decide(command: Command, job: Job) -> list[Event]:
@@ -130,8 +150,12 @@ def decide(command: Command, job: Job) -> list[Event]:
             return _start(command, job)
         case Adopt():
             return _adopt(command, job)
+        case Redirect():
+            return _redirect(command, job)
         case Complete():
             return _complete(command, job)
+        case Reuse():
+            return _reuse(command, job)
         case FailAttempt():
             return _fail_attempt(command, job)
         case Cancel():
@@ -172,10 +196,23 @@ def _adopt(command: Adopt, job: Job) -> list[Event]:
     ]
 
 
+def _redirect(command: Redirect, job: Job) -> list[Event]:
+    _require_own(job, command.attempt, command.worker)
+    return [
+        JobRedirected(
+            job_id=job.id,
+            user_id=job.user_id,
+            attempt=job.attempt,
+            redirection=job.redirection + 1,
+            worker=command.worker,
+            backend=command.backend,
+            reason=command.reason,
+        )
+    ]
+
+
 def _complete(command: Complete, job: Job) -> list[Event]:
-    _require_current(job, command.attempt)
-    if command.worker != job.worker:
-        raise StaleAttempt(f"attempt {job.attempt} was adopted by {job.worker}")
+    _require_own(job, command.attempt, command.worker)
     started = job.started_at or command.now
     return [
         JobCompleted(
@@ -187,6 +224,26 @@ def _complete(command: Complete, job: Job) -> list[Event]:
             waited_ms=_milliseconds(started - job.admitted_at),
             run_ms=_milliseconds(command.now - started),
             recipe=job.recipe,
+            submitted_seq=job.submitted_seq,
+        )
+    ]
+
+
+def _reuse(command: Reuse, job: Job) -> list[Event]:
+    if job.status is not Status.PENDING:
+        raise StaleAttempt(f"the job is {job.status}")
+    return [
+        JobCompleted(
+            job_id=job.id,
+            user_id=job.user_id,
+            job_type=job.job_type,
+            attempt=job.attempt,
+            assets=list(command.assets),
+            waited_ms=_milliseconds(command.now - job.admitted_at),
+            run_ms=0,
+            cached=True,
+            recipe=job.recipe,
+            submitted_seq=job.submitted_seq,
         )
     ]
 
@@ -244,6 +301,7 @@ def _retry(job: Job) -> list[Event]:
             submitted_seq=job.submitted_seq,
             attempt=job.attempt,
             max_attempts=job.attempt + MAX_ATTEMPTS,
+            asset_type=job.asset_type,
             session_id=job.session_id,
             character_id=job.character_id,
             recipe=job.recipe,
@@ -259,9 +317,45 @@ def _require_current(job: Job, attempt: int) -> None:
         )
 
 
+def _require_own(job: Job, attempt: int, worker: str) -> None:
+    _require_current(job, attempt)
+    if worker != job.worker:
+        raise StaleAttempt(f"attempt {job.attempt} was adopted by {job.worker}")
+
+
 def exhausted(job: Job) -> bool:
     """Whether too many workers were lost on the current attempt."""
     return job.adoption >= MAX_ADOPTIONS
+
+
+def stranded(job: Job) -> bool:
+    """Whether the current attempt went from one backend to the next too often to go on."""
+    return job.redirection >= MAX_REDIRECTIONS
+
+
+def held_at(facts: Iterable[Event], attempt: int) -> str | None:
+    """The backend where a job's attempt is under way, from the job's facts in order; None if it is not.
+
+    Only an attempt that is under way has anything to look for at a backend.
+    """
+    backend: str | None = None
+    for fact in facts:
+        match fact:
+            case JobStarted() | JobRedirected():
+                backend = fact.backend if fact.attempt == attempt else None
+            case JobAttemptFailed() | JobCompleted() | JobFailed() | JobCancelled():
+                backend = None
+            case _:
+                pass
+    return backend
+
+
+def sent_to(facts: Iterable[Event], attempt: int) -> str:
+    """The backend that a job's attempt was last meant for, whatever became of it; empty before its start."""
+    backends = [
+        f.backend for f in facts if isinstance(f, JobStarted | JobRedirected) and f.attempt == attempt
+    ]
+    return backends[-1] if backends else ""
 
 
 def backoff(attempt: int) -> float:
@@ -289,6 +383,7 @@ def admitted(event: JobSubmitted | JobRetried, seq: int, at: datetime) -> Job:
         admitted_at=at,
         attempt=again,
         max_attempts=event.max_attempts,
+        asset_type=event.asset_type,
         session_id=event.session_id,
         character_id=event.character_id,
         recipe=event.recipe,
@@ -306,6 +401,7 @@ def evolve(job: Job, event: Event, at: datetime) -> Job:
                 status=Status.RUNNING,
                 attempt=event.attempt,
                 adoption=0,
+                redirection=0,
                 worker=event.worker,
                 backend=event.backend,
                 started_at=at,
@@ -313,6 +409,8 @@ def evolve(job: Job, event: Event, at: datetime) -> Job:
             )
         case JobAdopted():
             return change(job, adoption=event.adoption, worker=event.worker)
+        case JobRedirected():
+            return change(job, redirection=event.redirection, backend=event.backend)
         case JobAttemptFailed():
             return change(job, status=Status.PENDING, retry_at=event.retry_at)
         case JobCompleted():

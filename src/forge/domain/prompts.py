@@ -18,8 +18,12 @@ MAX_COMBINING = 4
 MAX_DEPTH = 8
 MAX_WEIGHT = 2.0
 
-# Normalising is quadratic in the length of a run of combining marks, so hopeless input stops before it.
+# Normalising is quadratic in the length of a run of combining marks, so hopeless input stops before it: what
+# composes with its letter are a few of them.
 _RAW_FACTOR = 4
+_RAW_COMBINING = 16
+
+_STACKED = f"must not stack more than {MAX_COMBINING} combining marks"
 
 _DROPPED = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -36,7 +40,7 @@ _SYNTAX = (
     (re.compile(r"embedding:"), "embedding: is only allowed with a name the operator lists"),
     (re.compile(r"<\s*[^\s<>:]+\s*:"), "<name:…> is not allowed"),
     (re.compile(r"__[^\n]+?__"), "__name__ is not allowed"),
-    (re.compile(r"\{.*\|.*\}", re.DOTALL), "{a|b} is not allowed"),
+    (re.compile(r"\A[^{]*+\{[^|]*+\|[^}]*+\}"), "{a|b} is not allowed"),
     (re.compile(r"\{\{|\{%|\$\{"), "{{, {% and ${ are not allowed"),
 )
 
@@ -97,11 +101,12 @@ def _unreadable(text: str, max_length: int) -> Iterator[str]:
         return
     if _PLAIN.fullmatch(text):
         return
-    for at, char in enumerate(text):
-        reason = _refusal(char)
-        if reason:
-            yield f"character {at + 1} (U+{ord(char):04X}) is {reason}"
-            return
+    refused = [(text.index(char), char, reason) for char in set(text) if (reason := _refusal(char))]
+    if refused:
+        at, char, reason = min(refused)
+        yield f"character {at + 1} (U+{ord(char):04X}) is {reason}"
+    elif _longest_combining_run(text) > _RAW_COMBINING:
+        yield _STACKED
 
 
 def _refusal(char: str) -> str | None:
@@ -123,7 +128,7 @@ def _suspicious(text: str, embeddings: frozenset[str], allow_weights: bool) -> I
         if pattern.search(folded):
             yield message
     if _longest_combining_run(text) > MAX_COMBINING:
-        yield f"must not stack more than {MAX_COMBINING} combining marks"
+        yield _STACKED
     if allow_weights:
         yield from _weight_problems(text)
 
@@ -138,13 +143,16 @@ def _without_listed(text: str, embeddings: frozenset[str], allow_weights: bool) 
 def _folded(text: str) -> str:
     if text.isascii():
         return text.lower()
-    visible = (char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
-    return "".join(visible).casefold()
+    text = unicodedata.normalize("NFKC", text)
+    invisible = {ord(char) for char in set(text) if unicodedata.category(char) == "Cf"}
+    return (text.translate(dict.fromkeys(invisible)) if invisible else text).casefold()
 
 
 def _longest_combining_run(text: str) -> int:
+    if not any(unicodedata.category(char).startswith("M") for char in set(text)):
+        return 0
     longest = run = 0
-    for char in "" if text.isascii() else text:
+    for char in text:
         category = unicodedata.category(char)
         if category.startswith("M"):
             run += 1

@@ -20,6 +20,7 @@ class DevRecord(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
     postgres_dsn: str
     comfyui_urls: tuple[str, ...]
+    comfyui_dirs: tuple[str, ...] = ()
     children: dict[str, int] = {}
     """Name → process number."""
 
@@ -29,6 +30,7 @@ class DevRecord(msgspec.Struct, frozen=True, kw_only=True):
             "FORGE_NATS_URL": self.nats_url,
             "FORGE_POSTGRES_DSN": self.postgres_dsn,
             "FORGE_COMFYUI_URLS": ",".join(self.comfyui_urls),
+            "FORGE_COMFYUI_DIRS": ",".join(self.comfyui_dirs),
         }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from forge.events.catalogue import Event, Moment, event
 
 
@@ -154,3 +156,21 @@ class SessionReleased(Event, frozen=True, kw_only=True):
     user_id: str
     released_bytes: int
     session_bytes: int
+
+
+class Reads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often one user fetched one asset since it was last told, and when first and last."""
+
+    asset_id: UUID
+    user_id: str
+    count: int
+    first_at: Moment
+    last_at: Moment
+
+
+@event("asset.accessed")
+class AssetsAccessed(Event, frozen=True, kw_only=True):
+    """Pictures were fetched: what one API counted in a few seconds; ``source`` names the API."""
+
+    source: str
+    reads: list[Reads]

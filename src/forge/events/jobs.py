@@ -60,6 +60,7 @@ class JobRetried(Event, frozen=True, kw_only=True):
     submitted_seq: int
     attempt: int
     max_attempts: int
+    asset_type: str = ""
     session_id: str | None = None
     character_id: str | None = None
     recipe: str = ""
@@ -95,6 +96,22 @@ class JobAdopted(Event, frozen=True, kw_only=True):
     worker: str
 
 
+@event("job.redirected")
+class JobRedirected(Event, frozen=True, kw_only=True):
+    """The backend of a running attempt took no connection, so nothing was sent: the attempt goes to another.
+
+    ``redirection`` counts them within the attempt; ``reason`` says why it is this backend now.
+    """
+
+    job_id: UUID
+    user_id: str
+    attempt: int
+    redirection: int
+    worker: str
+    backend: str
+    reason: str
+
+
 @event("job.attempt_failed")
 class JobAttemptFailed(Event, frozen=True, kw_only=True):
     """An attempt came to nothing; the job waits again, not before ``retry_at``."""
@@ -109,7 +126,12 @@ class JobAttemptFailed(Event, frozen=True, kw_only=True):
 
 @event("job.completed")
 class JobCompleted(Event, frozen=True, kw_only=True):
-    """The pictures are stored. Milliseconds: waited before the last start, run from that start to the end."""
+    """The pictures are stored. Milliseconds: waited before the last start, run from that start to the end.
+
+    A ``cached`` job got the pictures of an earlier one with the same recipe, and no attempt was started.
+    ``submitted_seq`` is where its request stands, 0 when it was answered at once: then its request, and a
+    stored and a ready for each picture, stand right before this event.
+    """
 
     job_id: UUID
     user_id: str
@@ -120,6 +142,7 @@ class JobCompleted(Event, frozen=True, kw_only=True):
     run_ms: int
     cached: bool = False
     recipe: str = ""
+    submitted_seq: int = 0
 
 
 @event("job.failed")
@@ -146,5 +169,5 @@ class JobCancelled(Event, frozen=True, kw_only=True):
 
 
 Admission = JobSubmitted | JobRetried
-JobFact = JobStarted | JobAdopted | JobAttemptFailed | JobCompleted | JobFailed | JobCancelled
+JobFact = JobStarted | JobAdopted | JobRedirected | JobAttemptFailed | JobCompleted | JobFailed | JobCancelled
 Terminal = JobCompleted | JobFailed | JobCancelled

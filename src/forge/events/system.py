@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from forge.events.catalogue import Event, event
 
+Level = Literal["warn", "clean", "full"]
+"""Of a volume's use: somebody should look, the clean-up begins, no work is taken."""
+
 
 @event("metric.sampled")
 class MetricSampled(Event, frozen=True, kw_only=True):
@@ -21,10 +24,11 @@ class MetricSampled(Event, frozen=True, kw_only=True):
 class DiskCrossed(Event, frozen=True, kw_only=True):
     """The use of the asset volume went over a line (``above``), or came back below it.
 
-    At ``warn`` somebody should look, at ``clean`` the clean-up begins, at ``full`` no work is taken.
+    One event for each crossing. From ``clean`` on the newest is said again from time to time while it stays
+    so, because a clean-up may not have made enough room.
     """
 
-    level: Literal["warn", "clean", "full"]
+    level: Level
     above: bool
     used_bytes: int
     limit_bytes: int

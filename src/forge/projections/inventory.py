@@ -1,4 +1,5 @@
-"""``asset_inventory`` (D1): one row for each content, with ``asset_reference`` for who refers to it."""
+"""``asset_inventory`` (D1): one row for each content, with ``asset_reference`` for who refers to it and
+``asset_usage`` (D4) for who fetched it."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from forge.events.assets import (
     AssetExpired,
     AssetGivenUp,
     AssetPinned,
+    AssetsAccessed,
     AssetStored,
     AssetUnpinned,
 )
@@ -23,13 +25,43 @@ from forge.projections.projection import Change, Create, Projection, Run, Table
 
 ASSETS = Table("asset_inventory", ("id",))
 REFERENCES = Table("asset_reference", ("asset_id", "job_id", "position"))
-inventory = Projection("inventory", version=1, tables=[ASSETS, REFERENCES])
+USAGE = Table("asset_usage", ("asset_id", "user_id"))
+inventory = Projection("inventory", version=1, tables=[ASSETS, REFERENCES, USAGE])
 
 _DROP_REFERENCE = "delete from asset_reference where asset_id = $1 and job_id = $2"
 
 _DROP_UNREFERENCED = """
-delete from asset_inventory a
-where a.id = $1 and not exists (select from asset_reference r where r.asset_id = a.id)
+with gone as (
+    delete from asset_inventory a
+    where a.id = $1 and not exists (select from asset_reference r where r.asset_id = a.id)
+    returning a.id
+)
+delete from asset_usage u using gone where u.asset_id = gone.id
+"""
+
+# Fetches of what is gone by now are dropped. Arrays, because one statement for each of hundreds takes long.
+_ACCESSED = """
+with reads as (
+    select * from unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[])
+        as r (asset_id, user_id, reads, first_at, last_at)
+), total as (
+    update asset_inventory a
+    set access_count = a.access_count + t.reads,
+        last_accessed_at = greatest(a.last_accessed_at, t.last_at),
+        accessed_seq = $6
+    from (select asset_id, sum(reads) as reads, max(last_at) as last_at from reads group by asset_id) t
+    where a.id = t.asset_id
+    returning a.id
+)
+insert into asset_usage as u (asset_id, user_id, reads, first_at, last_at, seq)
+select r.asset_id, r.user_id, sum(r.reads), min(r.first_at), max(r.last_at), $6
+from reads r join total t on t.id = r.asset_id
+group by r.asset_id, r.user_id
+on conflict (asset_id, user_id) do update
+set reads = u.reads + excluded.reads,
+    first_at = least(u.first_at, excluded.first_at),
+    last_at = greatest(u.last_at, excluded.last_at),
+    seq = excluded.seq
 """
 
 _PIN_REFERENCE = "update asset_reference set pinned = $3 where asset_id = $1 and job_id = $2"
@@ -118,6 +150,19 @@ def unpinned(event: AssetUnpinned, record: Recorded) -> Iterable[Change]:
     yield Run(_SUM_UP, (event.asset_id,))
 
 
+@inventory.on(AssetsAccessed)
+def accessed(event: AssetsAccessed, record: Recorded) -> Iterable[Change]:
+    reads = event.reads
+    columns = (
+        [read.asset_id for read in reads],
+        [read.user_id for read in reads],
+        [read.count for read in reads],
+        [read.first_at for read in reads],
+        [read.last_at for read in reads],
+    )
+    yield Run(_ACCESSED, (*columns, record.seq))
+
+
 def _searchable(event: AssetStored) -> str:
     """What ``?q=`` looks through: the labels and every word of the params."""
     words = [event.asset_type, event.category, event.archetype_id, event.variant_key, event.character_id]
@@ -127,9 +172,14 @@ def _searchable(event: AssetStored) -> str:
 
 # -------------------------------------------------------------------- reading
 
+MOST_WORDS = 8
+
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which assets a list holds; None does not matter. ``words`` are lower-case and must all occur."""
+    """Which assets a list holds; None does not matter.
+
+    ``words`` are lower-case, at most ``MOST_WORDS``, and must all occur.
+    """
 
     asset_type: str | None = None
     category: str | None = None
@@ -145,8 +195,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 _COLUMNS = """
 select a.id, a.asset_type, a.category, a.archetype_id, a.variant_key, a.file_path, a.file_size_bytes,
        a.dimensions, a.format, a.width, a.height, a.content_hash, a.pixel_hash, a.dominant_color,
-       a.generation_params, a.access_count, a.last_accessed_at, r.job_id, r.user_id, r.session_id,
-       r.character_id, greatest(a.seq, r.seq) as seq
+       a.generation_params, r.job_id, r.user_id, r.session_id, r.character_id
 """
 
 _FACETS = """
@@ -154,13 +203,20 @@ _FACETS = """
   and ($3::text is null or a.category = $3)
   and ($4::text is null or a.archetype_id = $4)
   and ($5::text is null or a.variant_key = $5)
-  and ($8::text[] is null or a.search like all ($8))
+""" + "".join(  # word by word, for no index serves `like all`; what depends on the word alone is decided once
+    f"""
+  and (($8::text[])[{nth}] is null or a.search like ($8::text[])[{nth}])
+  and (($8::text[])[{nth}] is null or forge_signs(($8::text[])[{nth}]) = '{{}}'
+       or forge_signs(a.search) @> forge_signs(($8::text[])[{nth}]))
 """
+    for nth in range(1, MOST_WORDS + 1)
+)
 
 # A tenant's list is a list of references: an asset is as old as the tenant's newest one, whoever had the
 # same picture before.
 _MINE = f"""
 from asset_reference r join asset_inventory a on a.id = r.asset_id
+left join asset_usage u on u.asset_id = r.asset_id and u.user_id = r.user_id
 where r.user_id = $1
   and ($6::text is null or r.character_id = $6)
   and ($7::text is null or r.session_id = $7)
@@ -190,9 +246,13 @@ where $1::text is null
 
 # Pinned is what the caller sees as pinned: a tenant's list, by any reference of the tenant's.
 _PINNED = "exists (select from asset_reference p where p.asset_id = a.id and p.user_id = $1 and p.pinned)"
-_DATES = {
-    _MINE: f", r.created_at, r.expires_at, {_PINNED} as pinned",
-    _ALL: ", a.created_at, a.expires_at, a.pinned",
+
+# A tenant sees its own dates and its own fetches, and no sign of anybody else's.
+_OWN = {
+    _MINE: f""", r.created_at, r.expires_at, {_PINNED} as pinned, coalesce(u.reads, 0) as access_count,
+       u.last_at as last_accessed_at, greatest(a.seq, r.seq, u.seq) as seq""",
+    _ALL: """, a.created_at, a.expires_at, a.pinned, a.access_count, a.last_accessed_at,
+       greatest(a.seq, r.seq, a.accessed_seq) as seq""",
 }
 
 # order → (key of a tenant's list, key of everybody's, its type, direction)
@@ -212,6 +272,12 @@ select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, r.file_size_byt
 from asset_reference r join asset_inventory a on a.id = r.asset_id
 where r.asset_id = $1 and ($2::text is null or r.user_id = $2)
 order by r.seq
+"""
+
+_USAGE = """
+select user_id, reads, first_at, last_at from asset_usage
+where asset_id = $1 and ($2::text is null or user_id = $2)
+order by last_at desc, user_id limit 1000
 """
 
 _STORED = """
@@ -254,7 +320,7 @@ async def page(
     mine, all_, kind, direction = _ORDERS[order]
     key, beyond = all_ if tenant is None else mine, "<" if direction == "desc" else ">"
     place = f"and ($11::{kind} is null or ({key}, a.id) {beyond} ($11, $12::uuid))"
-    sql = f"{_COLUMNS}{_DATES[rows]}{rows} {place} order by {key} {direction}, a.id {direction} limit $13"
+    sql = f"{_COLUMNS}{_OWN[rows]}{rows} {place} order by {key} {direction}, a.id {direction} limit $13"
     return await connection.fetch(sql, *_arguments(tenant, wanted), *(after or (None, None)), limit)
 
 
@@ -268,13 +334,18 @@ async def estimate(connection: Connection, tenant: str | None, wanted: Wanted) -
 async def asset(connection: Connection, id_: UUID, tenant: str | None) -> asyncpg.Record | None:
     """One asset with its newest reference, if the tenant has one."""
     rows = _ALL if tenant is None else _MINE
-    sql = f"{_COLUMNS}{_DATES[rows]}{rows} and a.id = $11"
+    sql = f"{_COLUMNS}{_OWN[rows]}{rows} and a.id = $11"
     return await connection.fetchrow(sql, *_arguments(tenant, Wanted()), id_)
 
 
 async def references(connection: Connection, id_: UUID, tenant: str | None) -> list[asyncpg.Record]:
     """Who refers to an asset, oldest first; of the tenant's only."""
     return await connection.fetch(_REFERENCES, id_, tenant)
+
+
+async def used(connection: Connection, id_: UUID, tenant: str | None) -> list[asyncpg.Record]:
+    """Who fetched an asset, latest first, at most a thousand; the tenant itself only."""
+    return await connection.fetch(_USAGE, id_, tenant)
 
 
 async def stored_bytes(connection: Connection) -> dict[str, tuple[int, int]]:

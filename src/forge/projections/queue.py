@@ -18,6 +18,7 @@ from forge.events.jobs import (
     JobCancelled,
     JobCompleted,
     JobFailed,
+    JobRedirected,
     JobRetried,
     JobStarted,
     JobSubmitted,
@@ -97,6 +98,11 @@ def started(event: JobStarted, record: Recorded) -> Iterable[Change]:
 @queue.on(JobAdopted)
 def adopted(event: JobAdopted, record: Recorded) -> Iterable[Change]:
     return _put(record, event.job_id, locked_by=event.worker, locked_at=record.meta.at)
+
+
+@queue.on(JobRedirected)
+def redirected(event: JobRedirected, record: Recorded) -> Iterable[Change]:
+    return _put(record, event.job_id, backend=event.backend)
 
 
 @queue.on(JobAttemptFailed)

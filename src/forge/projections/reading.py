@@ -24,8 +24,8 @@ _SETTINGS = "set local statement_timeout = 800; set local plan_cache_mode = forc
 
 # usage follows another stream, whose sequences have nothing to do with these
 _POSITION = """
-select case when count(*) = 3 then min(seq) else 0 end
-from projection_checkpoint where projection in ('queue', 'inventory', 'stats')
+select case when count(*) = 4 then min(seq) else 0 end
+from projection_checkpoint where projection in ('queue', 'inventory', 'stats', 'uploads')
 """
 
 

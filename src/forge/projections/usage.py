@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -11,11 +11,17 @@ import asyncpg
 from forge.database import Connection
 from forge.events.envelope import Recorded
 from forge.events.system import MetricSampled
-from forge.projections.projection import Change, Create, Projection, Table
+from forge.projections.projection import Change, Create, Projection, Run, Table
 from forge.topology import METRICS
 
 TABLE = Table("resource_usage_log", ("id",))
 usage = Projection("usage", version=1, tables=[TABLE], stream=METRICS)
+
+KEPT = timedelta(days=29)
+"""A day less than the stream keeps its samples, so that a table that is made again lacks none."""
+
+_EVERY = 100
+_FORGET = 'delete from resource_usage_log where "timestamp" < $1'
 
 
 @usage.on(MetricSampled)
@@ -32,6 +38,8 @@ def sampled(event: MetricSampled, record: Recorded) -> Iterable[Change]:
             "seq": record.seq,
         },
     )
+    if record.seq % _EVERY == 0:
+        yield Run(_FORGET, (record.meta.at - KEPT,))
 
 
 # -------------------------------------------------------------------- reading
@@ -58,3 +66,47 @@ async def page(
     """Samples, newest first, behind the place of ``after``."""
     at, id_ = after or (None, None)
     return await connection.fetch(_PAGE, metric_type, since, until, at, id_, limit)
+
+
+_STEPS = """
+select step as "timestamp", metric_type, round(avg(metric_value))::bigint as metric_value,
+       min(metric_unit) as metric_unit,
+       jsonb_build_object('min', min(metric_value), 'max', max(metric_value), 'samples', count(*)) as details
+from resource_usage_log
+cross join lateral date_bin(make_interval(secs => $6), "timestamp", timestamptz 'epoch') as step
+where ($1::text is null or metric_type = $1)
+  and ($2::timestamptz is null or "timestamp" >= $2)
+  and ($3::timestamptz is null or "timestamp" < $3)
+  and ($4::timestamptz is null or (step, metric_type) < ($4, $5::text))
+group by step, metric_type
+order by step desc, metric_type desc
+limit $7
+"""
+
+
+async def steps(
+    connection: Connection,
+    metric_type: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    after: tuple[datetime, str] | None,
+    step_seconds: int,
+    limit: int,
+) -> list[asyncpg.Record]:
+    """The mean of each metric in each step of time, newest first, behind the place of ``after``.
+
+    Details tell the least and greatest value and how many samples there were.
+    """
+    at, type_ = after or (None, None)
+    return await connection.fetch(_STEPS, metric_type, since, until, at, type_, step_seconds, limit)
+
+
+_LATEST = """
+select "timestamp", metric_value, details from resource_usage_log
+where metric_type = $1 order by "timestamp" desc limit 1
+"""
+
+
+async def latest(connection: Connection, metric_type: str) -> asyncpg.Record | None:
+    """The newest sample of a metric."""
+    return await connection.fetchrow(_LATEST, metric_type)

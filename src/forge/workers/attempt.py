@@ -2,7 +2,8 @@
 
 An attempt is one prompt at ComfyUI, whose id follows from job and attempt: a redelivered order finds it there
 and adopts it instead of drawing twice. A place is given back only when the outcome is in the log and ComfyUI
-neither runs nor queues the prompt.
+neither runs nor queues the prompt. However an attempt ends, nothing of it stays at ComfyUI: no prompt, no
+entry in its history, and no files where forge shares its folders.
 """
 
 from __future__ import annotations
@@ -21,27 +22,46 @@ from nats.aio.client import Client
 
 from forge.comfyui.backends import Backends
 from forge.comfyui.client import Comfy
+from forge.comfyui.folders import Folders
 from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
-from forge.commands import Entry, Jobs, Loaded, no_entries
+from forge.commands import Jobs, Loaded, no_entries
+from forge.domain.assets import produced
 from forge.domain.ids import asset_id, prompt_id
-from forge.domain.jobs import Adopt, Complete, FailAttempt, Start, Status, exhausted
+from forge.domain.jobs import (
+    Adopt,
+    Complete,
+    FailAttempt,
+    Redirect,
+    Reuse,
+    Start,
+    Status,
+    exhausted,
+    sent_to,
+    stranded,
+)
 from forge.errors import (
     BackendUnreachable,
     BackendWedged,
+    DiskFull,
     ForgeError,
     LimitReached,
     LogUnavailable,
+    NeverSent,
     PromptLost,
     PromptRejected,
     StaleAttempt,
+    UploadGone,
     WorkflowInvalid,
 )
 from forge.events.assets import AssetStored
-from forge.events.jobs import Produced
+from forge.eventstore import Entry
 from forge.images import Picture, Workshop
-from forge.library import Library
+from forge.library import Library, Shelf
+from forge.resources import Capacity
 from forge.store import Store
+from forge.uploads import Uploads
+from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
@@ -53,17 +73,21 @@ MAX_PICTURE_BYTES = 256 * 1024 * 1024
 
 
 class Studio(msgspec.Struct, frozen=True):
-    """What every attempt of this worker works with."""
+    """What every attempt of this worker works with; ``folders`` by the address of their backend."""
 
     worker: str
     nc: Client
     jobs: Jobs
     library: Library
+    shelf: Shelf
+    uploads: Uploads
     backends: Backends
+    folders: dict[str, Folders]
     workflows: dict[str, Workflow]
     store: Store
     workshop: Workshop
     ttl_of: Callable[[str], int]
+    capacity: Capacity
 
 
 class Attempt:
@@ -85,23 +109,23 @@ class Attempt:
             flow.cancel()
             notice.cancel()
             await asyncio.gather(flow, notice, return_exceptions=True)
-        await self._withdraw()
-        return Outcome.DONE
+        return await self._withdraw()
 
     async def _flow(self) -> Outcome:
         if not self._current():
-            await self._withdraw()
-            return Outcome.DONE
+            return await self._withdraw()
         try:
+            if await self._reuse():
+                return Outcome.DONE
             comfy = await (self._start() if self.loaded.job.status is Status.PENDING else self._adopt())
             outputs = await self._wait(comfy)
-            await self._keep(outputs, comfy)
+            await self._keep_when_there_is_room(outputs, comfy)
         except StaleAttempt:
-            await self._withdraw()
+            return await self._withdraw()
         except LogUnavailable:
             raise
         except Exception as error:
-            await self._fail(error)
+            return await self._fail(error)
         return Outcome.DONE
 
     def _current(self) -> bool:
@@ -111,21 +135,58 @@ class Attempt:
             job.status is Status.RUNNING and attempt == job.attempt
         )
 
+    async def _reuse(self) -> bool:
+        """Conclude at once with what was drawn for this very recipe before, if it is still there."""
+        drawn_at, request, shelf = self.order.drawn_at, self.loaded.request, self.studio.shelf
+        if not drawn_at or self.loaded.job.status is not Status.PENDING:
+            return False
+        found = await shelf.recall(request.recipe, drawn_at)
+        if not found:
+            return False
+        now = datetime.now(UTC)
+        pictures = [shelf.lent(picture, request, now) for picture in found]
+        command = Reuse(tuple(map(produced, pictures)), now)
+        await self._act(command, "reuse", before=partial(self.studio.library.entries, pictures))
+        return True
+
     # ------------------------------------------------------------- beginning
 
     async def _start(self) -> Comfy:
         """Choose a backend, write down the start, submit."""
         order, studio = self.order, self.studio
         workflow = self._workflow()
+        await studio.capacity.opened()  # between the order and now it may have become full
         comfy, why = await studio.backends.available()
         reason = f"{order.reason}; backend: {why}"
         await self._act(Start(order.attempt, studio.worker, comfy.url, reason), "start")
+        label = f"{order.job_id}/{order.attempt}"
+        folder, request = f"forge/{label}", self.loaded.request
+        while True:
+            try:
+                images = await inputs.send(comfy, studio.uploads, studio.store, workflow, request, folder)
+                graph = render(workflow, request.params, filename_prefix=f"{folder}/picture", images=images)
+                await comfy.submit(
+                    self.prompt, graph, outputs=workflow.outputs, label=label, permitted=self._permitted
+                )
+            except NeverSent as unsent:
+                comfy = await self._redirect(comfy, unsent)
+            else:
+                return comfy
+
+    def _permitted(self) -> None:
         if not self.delivery.held:
             raise LogUnavailable("the lease was lost before submitting")
-        prefix = f"forge/{order.job_id}/{order.attempt}/picture"
-        graph = render(workflow, self.loaded.request.params, filename_prefix=prefix)
-        await comfy.submit(self.prompt, graph, outputs=workflow.outputs)
-        return comfy
+
+    async def _redirect(self, comfy: Comfy, unsent: NeverSent) -> Comfy:
+        """Choose again, which may mean to wait: no attempt is spent where nothing was sent."""
+        studio, job = self.studio, self.loaded.job
+        studio.backends.refused(comfy.url, unsent.detail)
+        if stranded(job):
+            raise unsent
+        other, why = await studio.backends.available()
+        command = Redirect(job.attempt, studio.worker, other.url, f"{self.order.reason}; backend: {why}")
+        await self._act(command, f"redirect/{job.redirection + 1}")
+        return other
 
     async def _adopt(self) -> Comfy:
         """Take over a prompt that was submitted before; waiting for it tells whether ComfyUI knows it."""
@@ -154,6 +215,18 @@ class Attempt:
 
     # --------------------------------------------------------------- keeping
 
+    async def _keep_when_there_is_room(self, outputs: list[Output], comfy: Comfy) -> None:
+        """A full volume costs no attempt: the picture waits at ComfyUI until there is room for it."""
+        capacity = self.studio.capacity
+        while True:
+            try:
+                return await self._keep(outputs, comfy)
+            except DiskFull as full:
+                capacity.refused()
+                fields = {"job": str(self.order.job_id), "attempt": self.order.attempt, "error": full.detail}
+                log.warning("no room for a picture: it waits at ComfyUI", extra=fields)
+            await capacity.opened()
+
     async def _keep(self, outputs: list[Output], comfy: Comfy) -> None:
         """File first, event after: a row is never without its picture."""
         studio, order = self.studio, self.order
@@ -161,14 +234,15 @@ class Attempt:
             pictures: list[AssetStored] = []
             for position, output in enumerate(outputs):
                 picture = await self._fetch(comfy, output, folder / f"{position}")
+                await studio.capacity.room_for(picture.size_bytes)
                 path = await studio.store.keep(picture)
+                studio.capacity.took(picture.size_bytes)
                 pictures.append(self._stored(position, picture, path))
             # the folder goes afterwards: nobody should wait for that
-            produced = tuple(map(_produced, pictures))
-            command = Complete(order.attempt, studio.worker, produced, datetime.now(UTC))
+            made = tuple(map(produced, pictures))
+            command = Complete(order.attempt, studio.worker, made, datetime.now(UTC))
             await self._act(command, "complete", before=partial(studio.library.entries, pictures))
-        with suppress(ForgeError):
-            await comfy.forget(self.prompt)
+        await self._tidy(comfy)
 
     async def _fetch(self, comfy: Comfy, output: Output, target: Path) -> Picture:
         chunks = comfy.fetch(output, max_bytes=MAX_PICTURE_BYTES)
@@ -205,48 +279,85 @@ class Attempt:
 
     # ---------------------------------------------------------------- ending
 
-    async def _fail(self, error: Exception) -> None:
+    async def _fail(self, error: Exception) -> Outcome:
         """Write down that the attempt came to nothing, once ComfyUI is rid of the prompt."""
         if isinstance(error, ForgeError):
             code, message = error.code, error.detail[:500]
         else:
             log.error("an attempt broke", exc_info=error, extra={"job": str(self.order.job_id)})
             code, message = "internal", "something in forge broke; its log tells more"
-        if not isinstance(error, PromptRejected):
+        known = self.loaded.job.worker
+        await self._reload()
+        if not self._current() or self.loaded.job.worker != known:
+            return await self._withdraw()
+        if not isinstance(error, NeverSent):
             await self._rid(error)
-        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached)
+        final = isinstance(error, PromptRejected | WorkflowInvalid | LimitReached | UploadGone)
         command = FailAttempt(self.order.attempt, code, message, final, datetime.now(UTC))
         with suppress(StaleAttempt):
             if self.loaded.job.status is Status.PENDING:  # it broke before its start was written
                 await self._act(Start(self.order.attempt, self.studio.worker, "", self.order.reason), "start")
             await self._act(command, "fail")
+        return Outcome.DONE
 
-    async def _withdraw(self) -> None:
+    async def _withdraw(self) -> Outcome:
         """The log no longer wants this attempt: take its prompt out of ComfyUI, throw its result away."""
-        order = self.order
-        self.loaded = await self.studio.jobs.load(
-            order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
-        )
-        if self.loaded.job.status is not Status.COMPLETED:
+        await self._reload()
+        job, same = self.loaded.job, self.loaded.job.attempt == self.order.attempt
+        if same and job.status is Status.RUNNING:
+            return Outcome.LEAVE  # somebody else has it, and waits for that very prompt
+        comfy = self._comfy()
+        if same and job.status is Status.COMPLETED and comfy is not None:
+            await self._tidy(comfy)
+        else:
             await self._rid(None)
+        return Outcome.DONE
 
     async def _rid(self, cause: Exception | None) -> None:
-        comfy = self.studio.backends.named(self.loaded.job.backend)
+        """Take the prompt and all that came of it out of ComfyUI, or see to it that this is done later."""
+        comfy = self._comfy()
         if comfy is None:
             return
         try:
             if isinstance(cause, BackendUnreachable):
-                self.studio.backends.disown(comfy.url, self.prompt)
-            else:
+                raise cause
+            if not isinstance(cause, PromptRejected):
                 await comfy.cancel(self.prompt)
         except BackendWedged as wedged:
-            self.studio.backends.quarantine(comfy.url, wedged.detail)
+            self.studio.backends.quarantine(comfy.url, wedged.detail, self.prompt)
         except BackendUnreachable:
             self.studio.backends.disown(comfy.url, self.prompt)
+        else:
+            await self._tidy(comfy)
+
+    async def _tidy(self, comfy: Comfy) -> None:
+        """Remove what the ended prompt left: its history entry, and its files where they can be reached.
+
+        What stays is found by the scheduler, see ``workers/leftovers.py``.
+        """
+        with suppress(ForgeError):
+            await comfy.forget(self.prompt)
+        folders = self.studio.folders.get(comfy.url)
+        if folders is not None:
+            try:
+                await asyncio.to_thread(folders.remove, self.order.job_id, self.order.attempt)
+            except OSError as error:
+                log.warning("left at ComfyUI", extra={"job": str(self.order.job_id), "reason": str(error)})
+
+    def _comfy(self) -> Comfy | None:
+        """The backend this order's attempt was meant for."""
+        facts = (record.event for record in self.loaded.facts)
+        return self.studio.backends.named(sent_to(facts, self.order.attempt))
+
+    async def _reload(self) -> None:
+        order = self.order
+        self.loaded = await self.studio.jobs.load(
+            order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
+        )
 
     async def _act(
         self,
-        command: Start | Adopt | Complete | FailAttempt,
+        command: Start | Adopt | Redirect | Complete | Reuse | FailAttempt,
         name: str,
         before: Callable[[], Awaitable[Sequence[Entry]]] = no_entries,
     ) -> None:
@@ -258,13 +369,3 @@ class Attempt:
             name=f"{self.order.attempt}/{name}/{worker}",
             before=before,
         )
-
-
-def _produced(stored: AssetStored) -> Produced:
-    return Produced(
-        asset_id=stored.asset_id,
-        asset_type=stored.asset_type,
-        content_hash=stored.content_hash,
-        format=stored.format,
-        size_bytes=stored.file_size_bytes,
-    )

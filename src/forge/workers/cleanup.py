@@ -19,8 +19,11 @@ from forge.events.assets import AssetGivenUp
 from forge.events.cleanup import CleanupRequested
 from forge.events.envelope import Recorded
 from forge.events.system import DiskCrossed
+from forge.events.uploads import UploadExpired
 from forge.retention import Retention, Wish
 from forge.topology import CLEANUP, EVENTS
+from forge.uploads import Uploads
+from forge.workers import uploads
 from forge.workers.loop import Delivery, Outcome, consume
 
 log = logging.getLogger("forge.cleanup")
@@ -50,6 +53,11 @@ class Cleanup:
             case AssetGivenUp() as gone:
                 assert record is not None
                 return await self._unlink(gone, record, delivery)
+            case UploadExpired() as ended:
+                assert record is not None
+                await asyncio.sleep(await self._left_of_grace(self.grace_seconds, delivery))
+                went = await uploads.unlink(record, Uploads(self.events), self.retention.store)
+                log.info("unlinked upload", extra={"content_hash": ended.content_hash, "went": went})
             case DiskCrossed(level="clean", above=True) as crossed:
                 await self.retention.make_room(
                     delivery.sequence, crossed.used_bytes, crossed.limit_bytes, actor=ACTOR
@@ -60,7 +68,10 @@ class Cleanup:
 
     async def _unlink(self, gone: AssetGivenUp, record: Recorded, delivery: Delivery) -> Outcome:
         """Wait out the grace, then unlink what nobody refers to, as far as the log goes by then."""
-        await asyncio.sleep(await self._left_of_grace(gone, delivery))
+        grace = self.grace_seconds
+        if gone.reason == EVICTED:
+            grace = min(grace, SHORT_GRACE_SECONDS)
+        await asyncio.sleep(await self._left_of_grace(grace, delivery))
         try:
             await self.retention.projected()
         except NothingDeletedNow:
@@ -74,11 +85,8 @@ class Cleanup:
             log.info("unlinked", extra={"content_hash": gone.content_hash, "went": went})
         return Outcome.DONE
 
-    async def _left_of_grace(self, gone: AssetGivenUp, delivery: Delivery) -> float:
+    async def _left_of_grace(self, grace: float, delivery: Delivery) -> float:
         """Measured by the log's server alone, so that no other clock can shorten it."""
-        grace = self.grace_seconds
-        if gone.reason == EVICTED:
-            grace = min(grace, SHORT_GRACE_SECONDS)
         return rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
 
     async def _carry_out(self, asked: CleanupRequested) -> None:

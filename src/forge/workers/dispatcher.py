@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from forge.broker import BrokerRefused, exchange, request
 from forge.domain.dispatch import Choice, Line
 from forge.domain.jobs import Job, Status
+from forge.domain.results import Results
 from forge.errors import LogUnavailable
 from forge.follower import follow
 from forge.topology import ALL_ADMISSIONS, ALL_JOB_FACTS, DISPATCH, ORDER_DONE
@@ -75,6 +76,7 @@ class Dispatcher:
     def __init__(self, nc: Client) -> None:
         self.nc = nc
         self.line = Line()
+        self.results = Results()
         self.places = 0
         self.orders: dict[UUID, int] = {}
         """Jobs whose order lies in the queue → its sequence there, 0 where another dispatcher gave it."""
@@ -99,6 +101,7 @@ class Dispatcher:
             async for batch in batches:
                 for record in batch.records:
                     self.line.apply(record)
+                    self.results.apply(record)
                 self._news.set()
                 if batch.caught_up:
                     caught_up.set()
@@ -150,6 +153,7 @@ class Dispatcher:
             submitted_seq=job.submitted_seq,
             admitted_seq=job.admitted_seq,
             reason=choice.reason,
+            drawn_at=self.results.find(job.recipe) or 0,
         )
         headers = {"Nats-Msg-Id": message_id}
         answer = await exchange(self.nc, order_subject(job.id), encode(order), headers, 2.0)

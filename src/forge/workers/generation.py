@@ -15,6 +15,7 @@ from forge.events.jobs import JobCancelled
 from forge.follower import follow
 from forge.telemetry import span
 from forge.topology import ALL_CANCELLATIONS, DISPATCH, EVENTS, GENERATION, places
+from forge.workers import abandoned, standing
 from forge.workers.attempt import Attempt, Studio
 from forge.workers.loop import Delivery, Outcome, consume
 from forge.workers.orders import decode
@@ -63,11 +64,18 @@ class Generation:
         nc, jobs = self.studio.nc, self.studio.jobs
         start = await jobs.store.head() + 1
         async with asyncio.TaskGroup() as aside:
-            listening = aside.create_task(self.cancellations.follow(nc, start))
+            watches = [
+                aside.create_task(self.cancellations.follow(nc, start)),
+                aside.create_task(abandoned.watch(nc, jobs.store, self.studio.backends)),
+                aside.create_task(standing.tell(nc, self.studio.worker, self.studio.backends)),
+            ]
             async with asyncio.TaskGroup() as loops:
                 for _ in range(await places(nc)):
-                    loops.create_task(consume(nc, DISPATCH, GENERATION, self.handle, stop))
-            listening.cancel()
+                    loops.create_task(
+                        consume(nc, DISPATCH, GENERATION, self.handle, stop, self.studio.capacity.opened)
+                    )
+            for watch in watches:
+                watch.cancel()
 
     async def handle(self, delivery: Delivery) -> Outcome:
         """Run one order; it may be the first to do so or a later one."""

@@ -33,10 +33,12 @@ LEASE_SECONDS = 8.0
 
 
 class Outcome(Enum):
-    """What becomes of a delivery: taken off for good, or given back for another worker."""
+    """What becomes of a delivery: taken off for good, given back for another worker, or left alone, since
+    somebody else has it by now and a word of ours would count for them."""
 
     DONE = b"+ACK"
     RELEASE = b"-NAK"
+    LEAVE = b""
 
 
 class Delivery:
@@ -70,6 +72,8 @@ class Delivery:
 
     async def settle(self, outcome: Outcome) -> None:
         """Tell the server what became of it; a lost answer only means that it is delivered again."""
+        if outcome is Outcome.LEAVE:
+            return
         with suppress(LogUnavailable):
             await self._say(outcome.value, 2.0)
 
@@ -85,10 +89,23 @@ class Delivery:
 Handler = Callable[[Delivery], Awaitable[Outcome]]
 
 
-async def consume(nc: Client, stream: str, consumer: str, handler: Handler, stop: asyncio.Event) -> None:
-    """Handle one delivery after the other until ``stop`` is set; the one in hand is finished first."""
+Gate = Callable[[asyncio.Event], Awaitable[None]]
+
+
+async def _always(_: asyncio.Event) -> None:
+    """The gate of those who can take work at any time."""
+
+
+async def consume(
+    nc: Client, stream: str, consumer: str, handler: Handler, stop: asyncio.Event, gate: Gate = _always
+) -> None:
+    """Handle one delivery after the other until ``stop`` is set; the one in hand is finished first.
+
+    ``gate`` is passed before each; it returns when work may be taken, and at the latest when ``stop`` is set.
+    """
     pause = 0.1
     while not stop.is_set():
+        await gate(stop)
         try:
             message = await _pull(nc, stream, consumer, stop)
         except (JetStreamError, nats.errors.Error) as error:

@@ -12,7 +12,10 @@ import msgspec
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to run; the sequences say where the job's request and last admission stand in the log."""
+    """One attempt to run; the sequences say where the job's request and last admission stand in the log.
+
+    ``drawn_at`` is where a job with the same recipe was completed, 0 if none is known.
+    """
 
     job_id: UUID
     user_id: str
@@ -20,6 +23,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     submitted_seq: int
     admitted_seq: int
     reason: str
+    drawn_at: int = 0
 
 
 _decoder = msgspec.json.Decoder(Order)

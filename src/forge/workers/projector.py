@@ -22,12 +22,13 @@ from forge.projections.inventory import inventory
 from forge.projections.projection import Projection, advance
 from forge.projections.queue import queue
 from forge.projections.stats import stats
+from forge.projections.uploads import uploads
 from forge.projections.usage import usage
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
 
 log = logging.getLogger("forge.projector")
 
-PROJECTIONS = (queue, inventory, stats, usage)
+PROJECTIONS = (queue, inventory, stats, uploads, usage)
 PACE_SECONDS = 0.02
 """From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
 log in batches. A transaction costs as much as ten events."""

@@ -21,6 +21,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long after `execution_success` the history entry appears; until then the prompt is running."""
     answer_delay_ms: int = 0
     """How long the answer to `POST /prompt` is held back: WebSocket messages then arrive before it."""
+    take_delay_ms: int = 0
+    """How long `POST /prompt` lies there before its prompt is queued, even if its client waits no more."""
     slow_http_ms: int = 0
     """How long every HTTP answer waits, WebSocket handshakes included."""
     frozen: bool = False

@@ -63,6 +63,8 @@ class _Prompts:
     async def submit(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         memory = self._simulator.memory
+        if memory.worker.faults.take_delay_ms:
+            await asyncio.sleep(memory.worker.faults.take_delay_ms / 1000)
         if memory.worker.spend("refuse_next"):
             raise RuntimeError("refused on purpose")
         if "number" in body:
