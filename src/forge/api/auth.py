@@ -1,7 +1,7 @@
 """Who is asking: bearer keys with a role, or this machine's own user while forge is open to it.
 
 Bootstrap keys come from the settings and are always good. All others are events of the log, as far as this
-process has read it; see ``docs/adr/0013-keys-are-events.md``.
+process has read it; see ``docs/adr/0011-keys-are-events.md``.
 """
 
 from __future__ import annotations
