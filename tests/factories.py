@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from forge.commands import JobRequest
+from forge.admissions import JobRequest
 from forge.domain.ids import asset_id, upload_id
 from forge.events.assets import (
     AssetDeleted,

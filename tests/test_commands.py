@@ -16,8 +16,9 @@ from nats.aio.client import Client
 
 from factories import HASH, after, meta, produced, request, stored
 from forge import topology
+from forge.admissions import Admissions, fingerprint
 from forge.broker import connect
-from forge.commands import Admissions, Jobs, Loaded, fingerprint
+from forge.commands import Jobs, Loaded
 from forge.domain.dispatch import Line
 from forge.domain.ids import keyed_job_id
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start, Status

@@ -20,9 +20,10 @@ import uvloop
 from nats.aio.client import Client
 
 from forge import database, telemetry, topology
+from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
-from forge.commands import Admissions, Jobs
+from forge.commands import Jobs
 from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore

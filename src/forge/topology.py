@@ -2,7 +2,7 @@
 
 A subject token is a consistency boundary. What an append expects is either the literal subject of a ledger
 (a user's admissions, a session's bytes), which costs the server nothing however long it grows, or a filter
-with a literal prefix (a job's facts, a character's assets). See ``docs/adr/0002-ledgers-are-literal-subjects.md``.
+with a literal prefix (a job's facts, a character's assets): see decision 2 in ``docs/adr``.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ import uvicorn
 from nats.aio.client import Client
 
 from forge import database
+from forge.admissions import Admissions
 from forge.api.app import create_app
 from forge.api.live import Live
 from forge.api.parts import Parts
 from forge.api.reads import ReadCounter
 from forge.api.serving import configuration
 from forge.comfyui.workflows import load
-from forge.commands import Admissions, Jobs
+from forge.commands import Jobs
 from forge.domain.dispatch import Line
 from forge.eventstore import EventStore
 from forge.images import Workshop

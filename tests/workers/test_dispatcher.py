@@ -15,9 +15,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from factories import request
+from forge.admissions import Admissions
 from forge.broker import connect
 from forge.broker import request as ask
-from forge.commands import Admissions, Jobs, Loaded
+from forge.commands import Jobs, Loaded
 from forge.domain.dispatch import Line
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start
 from forge.embedded import EmbeddedNats

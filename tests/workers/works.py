@@ -16,6 +16,7 @@ from nats.aio.client import Client
 
 from comfyui.conformance.comfy_server import flat
 from factories import request
+from forge.admissions import Admissions
 from forge.broker import connect
 from forge.broker import request as ask
 from forge.comfyui.backends import Backends
@@ -23,7 +24,7 @@ from forge.comfyui.folders import shared
 from forge.comfyui.patience import Patience
 from forge.comfyui.simulator import Simulator
 from forge.comfyui.workflows import Workflow
-from forge.commands import Admissions, Jobs, Loaded
+from forge.commands import Jobs, Loaded
 from forge.domain.dispatch import Line
 from forge.domain.ids import prompt_id
 from forge.domain.jobs import Cancel

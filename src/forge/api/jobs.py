@@ -14,6 +14,7 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.params import FromPath, QueryParameter
 
+from forge.admissions import JobRequest, fingerprint
 from forge.api import cursors, edge
 from forge.api.auth import Caller, caller_of
 from forge.api.fresh import MinSeq, item, listing
@@ -32,7 +33,7 @@ from forge.api.schemas import (
 )
 from forge.api.views import job_of_log, job_of_row
 from forge.comfyui.workflows import pictures, uploads
-from forge.commands import SUBMIT_SECONDS, JobRequest, Loaded, fingerprint
+from forge.commands import SUBMIT_SECONDS, Loaded
 from forge.domain import params
 from forge.domain.ids import derived_id, keyed_job_id, new_id
 from forge.domain.jobs import Cancel, Status

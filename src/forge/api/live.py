@@ -18,11 +18,11 @@ from uuid import UUID
 
 import msgspec
 
+from forge.admissions import Admissions
 from forge.api.backends import Backends
 from forge.api.checkpoint import Checkpoint
 from forge.api.places import Places
 from forge.broker import BrokerRefused, request
-from forge.commands import Admissions
 from forge.database import Pool
 from forge.domain.keys import Keyring
 from forge.errors import LogUnavailable

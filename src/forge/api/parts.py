@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from litestar.connection import ASGIConnection
 
+from forge.admissions import Admissions
 from forge.api.live import Live
 from forge.api.reads import ReadCounter
 from forge.comfyui.workflows import Workflow
-from forge.commands import Admissions, Jobs
+from forge.commands import Jobs
 from forge.database import Pool
 from forge.eventstore import EventStore
 from forge.images import Workshop
