@@ -306,7 +306,8 @@ class Store:
         with self._locked(fcntl.LOCK_EX), contextlib.suppress(FileNotFoundError):
             if entry.stat(follow_symlinks=False).st_mtime > untouched_since:
                 return False
-            if any(self.path(content_hash, fmt).exists() for fmt in FORMATS):
+            kinds: tuple[Kind, ...] = ("assets", "uploads")
+            if any(self.path(content_hash, fmt, kind).exists() for fmt in FORMATS for kind in kinds):
                 return False
             if not pretend:
                 os.unlink(entry.path)

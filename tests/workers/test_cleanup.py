@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from forge.eventstore import Draft
 from forge.library import Library
 from forge.settings import Settings
 from forge.topology import CLEANUP, EVENTS, subject
-from forge.workers.cleanup import Cleanup
+from forge.workers.cleanup import SHORT_GRACE_SECONDS, Cleanup
 from keeping import House, ago, house
 from waiting import wait_until
 
@@ -111,12 +112,18 @@ async def test_the_grace_is_waited_out_by_the_servers_clock(home: House) -> None
 
 
 async def test_what_made_room_has_a_short_grace(home: House) -> None:
-    class Now:
-        at = datetime.now(UTC)
+    asked = list[float]()
 
-    role, now = Cleanup(home.retention(), 60.0), Now()
-    assert 8 < await role._left_of_grace(deleted(reason="evicted"), now) <= 10  # type: ignore[arg-type]
-    assert 58 < await role._left_of_grace(deleted(), now) <= 60  # type: ignore[arg-type]
+    async def none_left(grace: float, *_: Any) -> float:
+        asked.append(grace)
+        return 0.0
+
+    async with home.cleaning(grace_seconds=60.0) as role:
+        role._left_of_grace = none_left  # type: ignore[method-assign]
+        for reason in ("requested", "evicted"):
+            await give_up(home, await home.asset(reason.encode()), partial(deleted, reason=reason))
+        await home.cleaned()
+    assert asked == [60.0, SHORT_GRACE_SECONDS]
 
 
 # ----------------------------------------------------------------------- races
