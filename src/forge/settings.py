@@ -123,7 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cleanup_grace_seconds: Annotated[
         float,
         Setting("FORGE_CLEANUP_GRACE_SECONDS", "how long the file of a deleted asset stays at least", "s"),
-    ] = 60.0
+    ] = 20.0
     orphan_grace_seconds: Annotated[
         float,
         Setting("FORGE_ORPHAN_GRACE_SECONDS", "how old a file nobody refers to is before it goes", "s"),

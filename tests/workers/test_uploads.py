@@ -20,10 +20,12 @@ from forge.database import Pool
 from forge.domain.uploads import FEW_STRAYS, Upload
 from forge.errors import UploadGone
 from forge.eventstore import EventStore
+from forge.retention import Retention
+from forge.settings import Settings
 from forge.store import Store
 from forge.topology import CLEANUP, EVENTS
 from forge.uploads import Uploads
-from forge.workers import cleanup, projector
+from forge.workers import projector
 from forge.workers.cleanup import Cleanup
 from forge.workers.uploads import expire_due, remove_strays, unlink
 from waiting import wait_until
@@ -190,18 +192,17 @@ async def test_an_asset_of_the_same_content_is_another_file(
 
 @pytest.mark.usefixtures("projecting")
 async def test_the_cleanup_role_hears_of_expired_uploads(
-    nats_client: Client, pool: Pool, uploads: Uploads, events: EventStore, store: Store
+    nats_client: Client, pool: Pool, uploads: Uploads, events: EventStore, store: Store, settings: Settings
 ) -> None:
     upload = await sent(uploads, store)
     stop = asyncio.Event()
-    role = asyncio.create_task(Cleanup(nats_client, events, pool, store, grace_seconds=0.1).run(stop))
+    role = asyncio.create_task(Cleanup(Retention(events, pool, store, settings), 0.1).run(stop))
     await expired(uploads, events, upload)
     await wait_until(lambda: not file(store, upload).exists(), what="the file goes")
     stop.set()
     await role
     info = await nats_client.jetstream().consumer_info(EVENTS, CLEANUP)
     assert info.num_ack_pending == info.num_pending == 0
-    assert cleanup.GRACE_SECONDS >= 60
 
 
 # ---------------------------------------------------------------------- strays
