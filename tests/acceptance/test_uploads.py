@@ -52,7 +52,8 @@ async def sent(client: httpx.AsyncClient, data: bytes) -> dict[str, Any]:
 
 
 async def asked(client: httpx.AsyncClient, upload: dict[str, Any]) -> str:
-    answer = await client.post("/jobs", json={"job_type": "recolour", "params": {"picture": upload["id"]}})
+    body = {"job_type": "recolour", "params": {"picture": upload["id"]}, "ttl_seconds": 3600}
+    answer = await client.post("/jobs", json=body)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
