@@ -30,7 +30,6 @@ OPERATORS = {
     ("GET", "/keys"),
     ("POST", "/keys"),
     ("DELETE", "/keys/{key_id}"),
-    ("POST", "/assets/cleanup"),
 }
 """For operators in their own name; 403 for everybody else, whatever the id."""
 
@@ -39,6 +38,7 @@ OWN = {
     ("POST", "/batch"),
     ("POST", "/uploads"),
     ("POST", "/events/ticket"),
+    ("POST", "/assets/cleanup"),
     ("GET", "/events"),
     ("GET", "/queue"),
     ("GET", "/assets"),
@@ -46,7 +46,7 @@ OWN = {
 }
 """For everybody, about their own things."""
 
-ANYBODY = {("GET", "/catalogue"), ("GET", "/stats"), ("GET", "/usage")}
+ANYBODY = {("GET", "/catalogue"), ("GET", "/stats"), ("GET", "/usage"), ("GET", "/backends")}
 """For everybody, the same for all: numbers of the whole service that name nobody."""
 
 LAN = ("player", "service as lan", "operator as lan")
@@ -139,6 +139,8 @@ async def test_nobody_without_a_good_key_gets_anything(one: Served) -> None:
                         continue
                     answer = await ask(client, method, re.sub(r"{\w+}", str(uuid4()), path))
                     where = (key, method, path, answer.status_code, answer.text)
+                    if key is not None and answer.status_code == 429:  # who guesses so often is not heard
+                        continue
                     if method == "HEAD":  # some routes have none
                         assert answer.status_code in (401, 405), where
                     else:
@@ -169,7 +171,12 @@ async def test_what_is_anothers_does_not_exist(one: Served, who: dict[str, httpx
 async def test_its_owner_gets_the_very_same(one: Served, who: dict[str, httpx.AsyncClient]) -> None:
     """Otherwise nobody would notice a path that is 404 for everybody."""
     mine = await things(one, who["owner"])
-    by_harm = sorted(await routes(one), key=lambda route: (route[0] == "DELETE", route[0] == "POST", route))
+
+    def harm(route: Route) -> tuple[Any, ...]:
+        method, path = route
+        return method == "DELETE", method == "POST", -path.count("/"), route
+
+    by_harm = sorted(await routes(one), key=harm)
     for method, path in by_harm:
         for filled in mine.paths(path) if "{" in path else []:
             name = "operator" if (method, path) in OPERATORS else "owner"

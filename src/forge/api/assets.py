@@ -18,6 +18,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from forge.api import cursors, edge, files, openapi
 from forge.api.auth import caller_of
 from forge.api.fresh import MinSeq, item, listing
+from forge.api.gate import IS_HEAD
 from forge.api.jobs import history_item
 from forge.api.parts import Parts, parts_of
 from forge.api.problems import documented
@@ -237,7 +238,7 @@ async def thumbnail(
 
 def _counted(request: Asked, asset_id: UUID, sent: Response[bytes]) -> Response[bytes]:
     """Take note that the picture, a part or a thumbnail of it was fetched, or asked for once more."""
-    if request.method == "GET":
+    if not request.scope.get(IS_HEAD):
         parts_of(request).reads.count(asset_id, caller_of(request).user, datetime.now(UTC))
     return sent
 

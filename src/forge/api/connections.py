@@ -95,7 +95,7 @@ class HttpConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._arriving = False
+        self._arriving, self._received = False, 0  # the next one counts for itself, however this was answered
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:

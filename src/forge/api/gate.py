@@ -35,6 +35,9 @@ UNKNOWN_KEYS = Rate(per_second=1.0, burst=100)
 _ONCE = frozenset((b"authorization", b"content-type", b"host", b"idempotency-key", b"x-forge-user"))
 _NETWORK = "forge.network"
 
+IS_HEAD = "forge.head"
+"""In the scope of a request that came as HEAD; routes see a GET."""
+
 
 class Gate:
     """The application behind its limits; each process counts for itself."""
@@ -57,7 +60,7 @@ class Gate:
                 await self._refuse(given, send, error)
                 return
             if given.get("method") == "HEAD":  # the server leaves the body out
-                given = given | {"method": "GET"}
+                given = given | {"method": "GET", IS_HEAD: True}
         await self._app(cast("Scope", given), receive, send)
 
     def connected(self, peer: tuple[str, int] | None) -> str:
