@@ -109,7 +109,7 @@ async def test_a_sample_has_its_own_stream_and_checkpoint(
         await wait_until(lambda: pool.fetchval("select count(*) from resource_usage_log"))
         positions = "select projection, seq from projection_checkpoint"
         found = {row["projection"]: row["seq"] for row in await pool.fetch(positions)}
-    assert found == {"queue": 6, "inventory": 6, "stats": 6, "usage": 1}
+    assert found == {"queue": 6, "inventory": 6, "stats": 6, "uploads": 6, "usage": 1}
 
 
 async def test_readers_are_told_how_far_the_tables_are(

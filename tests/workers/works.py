@@ -35,8 +35,12 @@ from forge.events.jobs import JobCancelled, JobCompleted, JobFailed
 from forge.eventstore import EventStore
 from forge.follower import follow
 from forge.images import Workshop
+from forge.library import Library, Shelf
+from forge.resources import Capacity
+from forge.settings import Settings
 from forge.store import Store
 from forge.topology import ALL_EVENTS, DISPATCH
+from forge.uploads import Uploads
 from forge.workers.attempt import Studio
 from forge.workers.dispatcher import Dispatcher
 from forge.workers.generation import Generation
@@ -111,10 +115,11 @@ class Works:
     ) -> None:
         self.nats, self.nc, self.stack, self.simulators = nats, nc, stack, simulators
         self.events = EventStore(nc)
-        self.admissions = Admissions(self.events, Line(), queue_limit=1000)
+        self.admissions = Admissions(self.events, Line(), queue_limit=1000, rate_per_hour=0)
         self.admissions.caught_up.set()
         self.jobs = Jobs(self.events)
-        self.store = Store(root / "assets")
+        self.settings = Settings(data_dir=root, memory_limit_bytes=16 * 1024**3)
+        self.store = Store(self.settings.assets_dir)
         self.workflows: dict[str, Workflow] = {}
         self.studios: list[Studio] = []
         self.workers: list[asyncio.Task[None]] = []
@@ -140,16 +145,21 @@ class Works:
         nc = await connect(self.nats.url, "worker")
         self.stack.push_async_callback(nc.close)
         urls = [simulator.url for simulator in self.simulators]
+        events = EventStore(nc)
         studio = Studio(
             worker=f"worker-{len(self.workers)}",
             nc=nc,
-            jobs=Jobs(EventStore(nc)),
+            jobs=Jobs(events),
+            library=Library(events),
+            shelf=Shelf(events, self.store, self.settings.ttl_of),
+            uploads=Uploads(events),
             backends=await self.stack.enter_async_context(Backends(urls, self.patience)),
             folders=shared(urls, [simulator.folders.base for simulator in self.simulators]),
             workflows=self.workflows,
             store=self.store,
             workshop=await self.stack.enter_async_context(Workshop()),
-            asset_ttl_seconds=3600,
+            ttl_of=self.settings.ttl_of,
+            capacity=Capacity(self.settings),
         )
         task = asyncio.create_task(Generation(studio).run(asyncio.Event()))
         self.stack.push_async_callback(ended, task)
