@@ -1,9 +1,9 @@
 """A day of forge in some minutes: ``python -m benchmarks.soak``. Does the disk plateau, is memory flat?
 
 12 960 jobs are what three places draw in a day at twenty seconds a picture. Here ComfyUI takes no time, and
-what forge does by the clock is as much faster: an asset lives for a twelfth of the run, in which the scheduler
-looks as often as it does in two hours. The graces are seconds, because what they protect, a conclusion, takes
-no less time than on any other day.
+what forge does by the clock is as much faster: an asset lives for a twelfth of the run, and in that time the
+scheduler looks as often as in two hours. The graces are seconds, because what they protect, a conclusion,
+takes no less time than on any other day.
 
 A job is a flat picture of its own, without session and character. Samples are taken while so many jobs are in
 flight; the first third at least is warm-up. Then everything has to go: every asset's time ends.
