@@ -200,6 +200,14 @@ def report(
     given: argparse.Namespace, name: str, where: dict[str, Any], tables: Sequence[Table], rounds: Any
 ) -> None:
     """Print the environment and the tables; with ``--json`` write every value of every round."""
+    show(
+        name, where, f"{given.rounds} rounds of {given.seconds} s; median (least–most) of the rounds", tables
+    )
+    write(given.json, name, where, seconds=given.seconds, rounds=rounds)
+
+
+def show(name: str, where: dict[str, Any], how: str, tables: Sequence[Table]) -> None:
+    """Print the environment, how it was measured, and the tables."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(
         f"[bold]{name}[/bold] · {where['cpu']}, {where['cores']} cores · fsync {where['fsync_us']} µs · "
@@ -207,9 +215,13 @@ def report(
         + " ".join(f"{package} {version}" for package, version in where["versions"].items()),
         soft_wrap=True,
     )
-    console.print(f"{given.rounds} rounds of {given.seconds} s; median (least–most) of the rounds")
+    console.print(how)
     for table in tables:
         console.print(table)
-    if given.json:
-        found = {"benchmark": name, "environment": where, "seconds": given.seconds, "rounds": rounds}
-        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+
+
+def write(file: Path | None, name: str, where: dict[str, Any], **found: Any) -> None:
+    """Write what was found as JSON, where a file is named."""
+    if file:
+        whole = {"benchmark": name, "environment": where, **found}
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))

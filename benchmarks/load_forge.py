@@ -38,11 +38,16 @@ class Endings:
     def of(self, job_id: str) -> asyncio.Future[str]:
         return self._told.setdefault(job_id, asyncio.get_running_loop().create_future())
 
+    def tell(self, job_id: str, ending: str) -> None:
+        told = self.of(job_id)
+        if not told.done():
+            told.set_result(ending)
+
     async def listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for heard in socket:
             message = _message.decode(heard.data)
             if message.type in ("job.completed", "job.failed"):
-                self.of(message.key).set_result(message.type)
+                self.tell(message.key, message.type)
         raise RuntimeError("the socket was closed")
 
     def forget(self, job_id: str) -> None:

@@ -57,9 +57,10 @@ async def connect(url: str) -> Connection:
     return connection
 
 
-def post(url: str, path: str, body: bytes, user: str) -> bytes:
-    """A whole POST of JSON in a user's name."""
+def post(url: str, path: str, body: bytes, user: str, key: str = "") -> bytes:
+    """A whole POST of JSON in a user's name; with an Idempotency-Key it may be sent again."""
+    keyed = f"Idempotency-Key: {key}\r\n" if key else ""
     return (
         f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: application/json\r\n"
-        f"X-Forge-User: {user}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"X-Forge-User: {user}\r\n{keyed}Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body

@@ -229,3 +229,12 @@ async def test_a_socket_that_answers_no_pings_is_let_go(
         await wait_until(lambda: len(served.parts.live.listeners) == 1)
         client.transport.pause_reading()
         await wait_until(lambda: not served.parts.live.listeners)
+
+
+async def test_a_socket_outlasts_the_time_that_a_request_has(
+    served: Served, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forge.api.sockets.MARK_SECONDS", 0.1)
+    async with connect(served.socket_url, compression=None) as client, asyncio.timeout(10):
+        for _ in range(12):  # the welcome, and marks for a second
+            await client.recv()

@@ -206,6 +206,45 @@ async def said_stored(home: House, asset: AssetStored, job: Any) -> None:
     await home.events.append([Draft(event, meta("stored again"), where, last.seq if last else 0)])
 
 
+async def test_of_many_graces_that_are_over_the_tables_are_waited_for_once(home: House) -> None:
+    for asset in [await home.asset(b"%d" % number) for number in range(10)]:
+        await give_up(home, asset)
+    async with home.cleaning() as role:
+        waits = asked_of(role)
+        await home.cleaned()
+    assert waits.qsize() == 1
+    assert home.files() == set()
+
+
+async def test_what_was_waited_for_says_nothing_of_a_grace_that_ended_later(home: House) -> None:
+    first, asset = await home.asset(b"first"), await home.asset(b"late")
+    async with home.cleaning() as role:
+        await give_up(home, first)
+        await home.cleaned()
+        waits = asked_of(role)
+        async with home.pool.acquire() as connection, connection.transaction():
+            # the tables stop here; the log goes on
+            await connection.execute("select * from projection_checkpoint for update")
+            await said_stored(home, asset, job_id(7))
+            await give_up(home, asset)
+            await asyncio.wait_for(waits.get(), 10)
+        await home.cleaned()
+    assert home.files() == {asset.content_hash}
+    await home.agree()
+
+
+def asked_of(role: Cleanup) -> asyncio.Queue[None]:
+    """One entry for each time that the role waits for the tables from now on."""
+    projected, waits = role.retention.projected, asyncio.Queue[None]()
+
+    async def noted(patience: float = 10.0) -> None:
+        waits.put_nowait(None)
+        await projected(patience)
+
+    role.retention.projected = noted  # type: ignore[method-assign]
+    return waits
+
+
 async def test_tables_that_are_behind_release_the_delivery_for_another_try(home: House) -> None:
     asset = await home.asset(b"waits")
     async with home.cleaning() as role:

@@ -75,8 +75,8 @@ class HttpConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        if self.transport.is_closing():
-            self._in_time()
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            self._in_time()  # it is over, or a WebSocket by now: nothing more is expected here
         elif self._arriving or self._idle:
             self._bound()
         else:

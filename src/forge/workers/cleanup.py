@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from datetime import timedelta
 
 from forge.database import answering
@@ -41,6 +43,7 @@ class Cleanup:
     def __init__(self, retention: Retention, grace_seconds: float) -> None:
         self.retention, self.events = retention, retention.events
         self.grace_seconds = grace_seconds
+        self._tables_told_at = -math.inf
 
     async def run(self, stop: asyncio.Event) -> None:
         """Handle one event after the other until ``stop`` is set."""
@@ -73,7 +76,7 @@ class Cleanup:
             grace = min(grace, SHORT_GRACE_SECONDS)
         await asyncio.sleep(await self._left_of_grace(grace, delivery))
         try:
-            await self.retention.projected()
+            await self._tables_tell(grace, delivery)
         except NothingDeletedNow:
             return Outcome.RELEASE
         async with answering():
@@ -88,6 +91,18 @@ class Cleanup:
     async def _left_of_grace(self, grace: float, delivery: Delivery) -> float:
         """Measured by the log's server alone, so that no other clock can shorten it."""
         return rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
+
+    async def _tables_tell(self, grace: float, delivery: Delivery) -> None:
+        """Wait until the tables tell of all that was in the log when the grace ended.
+
+        What was waited for once holds for every grace that had ended by then. Otherwise a busy log, which
+        the tables are always a moment behind, would keep up each of many unlinks that are due.
+        """
+        age = (await self.events.state()).now - delivery.at
+        now = time.monotonic()
+        if now - (age.total_seconds() - grace) > self._tables_told_at:
+            await self.retention.projected()
+            self._tables_told_at = now
 
     async def _carry_out(self, asked: CleanupRequested) -> None:
         """What was shown to whoever asked, as far as it still is so; if it is more by now, nothing."""
