@@ -444,7 +444,9 @@ class Retention:
 
     async def requested(self, asked: CleanupRequested, *, actor: str) -> int:
         """Write down what somebody asked for; the sequence."""
-        return (await self._note(asked, actor)).seq
+        noted = await self._note(asked, actor)
+        assert noted is not None
+        return noted.seq
 
     async def finished(self, went: dict[str, Tally], request_id: UUID | None, *, actor: str) -> None:
         """Write down what a clean-up did, where it did something or was asked for."""
@@ -463,21 +465,22 @@ class Retention:
             of=plan.of,
         )
         log.error("a clean-up waits for an operator: forge cleanup --dry-run", extra={"assets": held.assets})
-        last = await self.events.last(subject(held))
-        if last is None or plan.at - last.meta.at > _HOLD_AGAIN:
-            await self._note(held, actor)
+        await self._note(held, actor, unless=lambda last: plan.at - last.meta.at <= _HOLD_AGAIN)
 
     async def report(self, fault: AssetLost | AssetDamaged, *, actor: str) -> None:
         """Write down that a file is not what it should be, once."""
-        last = await self.events.last(subject(fault))
-        if last is None or last.seq < fault.stored_seq:
+        if await self._note(fault, actor, unless=lambda last: last.seq >= fault.stored_seq):
             log.error("an asset's file is not there as stored", extra={"found": fault.found})
-            await self._note(fault, actor)
 
-    async def _note(self, event: Event, actor: str) -> Recorded:
+    async def _note(
+        self, event: Event, actor: str, *, unless: Callable[[Recorded], bool] = lambda _: False
+    ) -> Recorded | None:
+        """Write an event down, ``unless`` the newest of its subject makes that needless, whoever wrote it."""
         where, id_ = subject(event), event_id(str(new_id()), 0)
         for _ in range(_TRIES):
             last = await self.events.last(where)
+            if last is not None and unless(last):
+                return None
             meta = Meta(id=id_, at=utc(), actor=actor, correlation=str(id_))
             with suppress(Conflict):
                 draft = Draft(event, meta, where, last.seq if last else 0)
