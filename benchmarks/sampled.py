@@ -29,7 +29,7 @@ select (select count(*) from asset_inventory) as assets,
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Counts and bytes after so many ``done`` jobs, ``at`` so many seconds; memory and descriptors are of a
-    process and its children."""
+    process and its children. ``unlinks_due`` are events that the cleanup role has not handled yet."""
 
     done: int
     at: float
@@ -39,6 +39,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     at_comfyui: int
     rss: dict[str, int]
     descriptors: dict[str, int]
+    unlinks_due: int
     log_messages: int
     log_bytes: int
     log_disk_bytes: int
@@ -85,7 +86,9 @@ class Sampler:
         drawn = [
             await asyncio.to_thread(_files, root / "comfyui" / kind / "forge") for kind in ("output", "input")
         ]
-        state = (await self._nc.jetstream().stream_info("FORGE_EVENTS")).state
+        jetstream = self._nc.jetstream()
+        state = (await jetstream.stream_info("FORGE_EVENTS")).state
+        cleanup = await jetstream.consumer_info("FORGE_EVENTS", "cleanup")
         [log] = root.glob("nats/jetstream/*/streams/FORGE_EVENTS/msgs")
         pids = {name: _family(pid) for name, pid in self._at.pids.items()}
         return Sample(
@@ -97,6 +100,7 @@ class Sampler:
             at_comfyui=sum(map(len, drawn)),
             rss={name: sum(map(_rss, family)) for name, family in pids.items()},
             descriptors={name: sum(map(_descriptors, family)) for name, family in pids.items()},
+            unlinks_due=(cleanup.num_pending or 0) + (cleanup.num_ack_pending or 0),
             log_messages=state.messages,
             log_bytes=state.bytes,
             log_disk_bytes=sum((await asyncio.to_thread(_files, log)).values()),

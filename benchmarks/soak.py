@@ -404,6 +404,8 @@ def _beside(found: Found, end: Sample) -> Table:
     lives = found.ttl + GRACE_SECONDS
     table.add_row("jobs a second", f"{found.jobs / found.seconds:.1f}; on the plateau {rate:.1f}")
     table.add_row("pictures on the plateau", f"{pictures:.0f}; rate × (life + grace) is {rate * lives:.0f}")
+    due = [s.unlinks_due for s in plateau]
+    table.add_row("unlinks that wait for the cleanup role", f"{median(due):.0f}, at most {max(due)}")
     table.add_row(
         "kB a job in the log",
         f"{_per_job(end.log_bytes, end)}, compressed on disk {_per_job(end.log_disk_bytes, end)}",
