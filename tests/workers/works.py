@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -259,7 +260,7 @@ class Works:
                 found += [f"history {id_}" for id_ in prompts & simulator.memory.queue.history.keys()]
                 for kind in ("output", "input"):
                     ours = simulator.folders.path(kind) / "forge" / str(job)
-                    found += [str(path) for path in ours.rglob("*")] + [str(ours)] * ours.exists()
+                    found += [folder for folder, _, _ in os.walk(ours)]  # minds no folder that goes meanwhile
             found += [path.name for path in (self.store.root / "tmp").iterdir() if str(job) in path.name]
             return [*found, "its order"] if await self.ordered(job) else found
 
