@@ -1,0 +1,42 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from forge.cli.cleanup import cleanup
+from forge.cli.keys import keys
+from forge.cli.settings import settings
+from forge.cli.sim import sim
+from forge.cli.systems import api, demo, dev, setup, worker
+from forge.errors import ForgeError
+
+REFUSED = 2
+
+
+def main() -> None:
+    """Run a command; what forge refuses is told on stderr, with exit status 2."""
+    try:
+        cli(prog_name="forge")
+    except ForgeError as error:
+        click.echo(f"forge: {error.detail}", err=True)
+        sys.exit(REFUSED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="forge")
+def cli() -> None:
+    """Pictures for a game, made by ComfyUI: queued fairly, never lost, stored once.
+
+    \b
+    Try it:           forge demo
+    Develop with it:  forge dev
+    Run it for real:  forge setup, then forge api and forge worker beside
+                      your own NATS, Postgres and ComfyUI (forge settings)
+    """
+
+
+for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings):
+    cli.add_command(command)

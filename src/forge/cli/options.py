@@ -1,0 +1,75 @@
+"""What commands share: which data directory is meant, and the settings that follow from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from forge.settings import Settings
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of pictures and embedded servers [FORGE_DATA_DIR, or .forge]. While a `forge dev` runs "
+    "on it, this command talks to the servers of that one.",
+)
+
+
+def given_settings(data_dir: Path | None) -> Settings:
+    """The settings of this run, see :func:`environment`."""
+    from forge.settings import load
+
+    return load(environment(data_dir))
+
+
+def environment(data_dir: Path | None) -> dict[str, str]:
+    """The variables of this run. A `forge dev` on the data directory says where its servers are.
+
+    `--data-dir` means that system and wins over addresses in the environment; a directory that is merely the
+    default does not.
+    """
+    from forge.embedded.record import running
+
+    environ, place = _given(), _place(data_dir)
+    record = running(place)
+    addresses = record.environment() if record else {}
+    if data_dir is not None:
+        return {**environ, **addresses, "FORGE_DATA_DIR": str(place)}
+    return {**addresses, **environ, "FORGE_DATA_DIR": str(place)}
+
+
+def dev_environment(
+    host: str | None, port: int | None, data_dir: Path | None, comfyui_urls: tuple[str, ...]
+) -> dict[str, str]:
+    """The variables of a whole system: what the command line says wins."""
+    environ = _given()
+    said = {"FORGE_HOST": host, "FORGE_PORT": port, "FORGE_COMFYUI_URLS": ",".join(comfyui_urls) or None}
+    environ.update({name: str(value) for name, value in said.items() if value is not None})
+    return {**environ, "FORGE_DATA_DIR": str(_place(data_dir))}
+
+
+def _given() -> dict[str, str]:
+    """The environment; a variable of forge's that is set to nothing counts as not set."""
+    return {
+        name: value for name, value in os.environ.items() if value.strip() or not name.startswith("FORGE_")
+    }
+
+
+def _place(data_dir: Path | None) -> Path:
+    return (data_dir or Path(_given().get("FORGE_DATA_DIR", ".forge"))).expanduser().absolute()
+
+
+def report(line: str) -> None:
+    click.echo(f"forge: {line}", err=True)
+
+
+def actor() -> str:
+    """Whose shell it is, for the log."""
+    import pwd
+
+    try:
+        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:
+        return f"cli:{os.getuid()}"
