@@ -208,8 +208,9 @@ class Works:
 
     async def log(self) -> list[Event]:
         """Every event there is."""
+        found: list[Event] = []
         async for batch in follow(self.nc, 1, (ALL_EVENTS,)):
-            found = [record.event for record in batch.records]
+            found += [record.event for record in batch.records]
             if batch.caught_up:
                 return found
         raise AssertionError("the log ended")
