@@ -21,8 +21,9 @@ from forge.canonical import Picture
 from forge.database import Pool, opened
 from forge.events.assets import AssetStored
 from forge.eventstore import Draft, EventStore
+from forge.plans import utc
 from forge.projections.retention import checkpoint
-from forge.retention import Retention, utc
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
 from forge.topology import CLEANUP, EVENTS, reference

@@ -18,7 +18,7 @@ from forge.events.assets import AssetDamaged, AssetDeleted, AssetExpired, AssetL
 from forge.events.cleanup import CleanupFinished, CleanupHeld
 from forge.eventstore import Draft
 from forge.library import Library
-from forge.retention import Wish
+from forge.plans import Wish
 from forge.settings import Settings
 from forge.store import MARKER
 from forge.topology import session, subject
@@ -79,9 +79,9 @@ async def test_use_extends_a_life_only_when_it_is_set_so(home: House) -> None:
     await home.asset(b"used", expires=ago(1))
     await home.pool.execute("update asset_inventory set last_accessed_at = $1", ago(0.5))
     wish = Wish(reasons=(EXPIRED,))
-    assert (await home.retention(asset_use_extends_seconds=3600).plan(wish)).assets == 0
-    assert (await home.retention(asset_use_extends_seconds=1200).plan(wish)).assets == 1
-    assert (await home.retention().plan(wish)).assets == 1
+    assert (await home.retention(asset_use_extends_seconds=3600).planner.plan(wish)).assets == 0
+    assert (await home.retention(asset_use_extends_seconds=1200).planner.plan(wish)).assets == 1
+    assert (await home.retention().planner.plan(wish)).assets == 1
 
 
 @pytest.mark.parametrize("days", [-8, 8])
@@ -109,7 +109,7 @@ async def test_tables_that_are_behind_delete_nothing(home: House) -> None:
         gone = deleted()
         await home.events.append([Draft(gone, meta("x"), subject(gone), 0)])
         with pytest.raises(NothingDeletedNow, match="the tables are at"):
-            await retention.projected(patience=0.3)
+            await retention.planner.projected(patience=0.3)
 
 
 # --------------------------------------------------------------------- pins
@@ -208,7 +208,7 @@ async def test_a_crossing_handled_twice_evicts_once(home: House) -> None:
     async def too_many(_: int) -> int:
         return 2 * size
 
-    retention._too_many_bytes = too_many  # type: ignore[method-assign]
+    retention.planner._too_many_bytes = too_many  # type: ignore[method-assign]
     for _ in range(3):
         await retention.make_room(crossed, *volume.values(), actor="cleanup")
     assert len(await home.facts(AssetDeleted)) == 2
@@ -241,7 +241,7 @@ async def test_a_file_that_is_touched_meanwhile_stays(home: House) -> None:
     await home.asset(b"kept")
     orphan = await home.file(b"again")
     retention = home.retention()
-    plan = await retention.plan(Wish(reasons=(ORPHANED,)))
+    plan = await retention.planner.plan(Wish(reasons=(ORPHANED,)))
     assert [file.content_hash for file in plan.orphans] == [orphan]
     assert await home.store.renew(orphan, "png")
     assert await retention.carry_out(plan, actor="scheduler") == {}
@@ -253,8 +253,8 @@ async def test_a_file_whose_asset_went_a_moment_ago_is_the_cleanup_roles(home: H
     asset = await home.asset(b"gone")
     await Library(home.events).give_up(deleted(asset.job_id, asset.user_id, asset.content_hash), actor="mei")
     wish = Wish(reasons=(ORPHANED,))
-    assert (await home.retention().plan(wish)).orphans == []
-    [orphan] = (await home.retention(orphan_grace_seconds=0.0).plan(wish)).orphans
+    assert (await home.retention().planner.plan(wish)).orphans == []
+    [orphan] = (await home.retention(orphan_grace_seconds=0.0).planner.plan(wish)).orphans
     assert orphan.content_hash == asset.content_hash
 
 
@@ -361,7 +361,7 @@ async def test_much_at_once_waits_for_an_operator(home: House) -> None:
     assert await home.facts(AssetExpired) == []
     [held] = await home.facts(CleanupHeld)
     assert (held.reasons, held.assets, held.of) == (["expired"], BRAKE_FREE + 1, BRAKE_FREE + 1)
-    plan = await retention.plan(Wish(reasons=(EXPIRED,)))
+    plan = await retention.planner.plan(Wish(reasons=(EXPIRED,)))
     went = await retention.carry_out(plan, actor="operator")
     assert went[EXPIRED].assets == BRAKE_FREE + 1
 
@@ -377,7 +377,7 @@ async def test_rows_that_lost_their_files_at_once_wait_for_an_operator(home: Hou
 
 async def test_only_what_is_in_the_plan_goes(home: House) -> None:
     planned = await home.asset(b"planned", expires=ago(1))
-    plan = await home.retention().plan(Wish(reasons=(EXPIRED,)))
+    plan = await home.retention().planner.plan(Wish(reasons=(EXPIRED,)))
     later = await home.asset(b"later", expires=ago(1))
     await home.retention().carry_out(plan, actor="operator")
     assert await home.rows() == {later.content_hash}
@@ -390,6 +390,6 @@ async def test_a_wish_names_owner_type_and_age(home: House) -> None:
     await home.asset(b"another type", user="mei", created_at=ago(5))
     await home.asset(b"another's", user="lan", asset_type="ui_icon", created_at=ago(5))
     wish = Wish(reasons=(OLD,), owner="mei", asset_type="ui_icon", before=ago(3))
-    plan = await home.retention().plan(wish)
+    plan = await home.retention().planner.plan(wish)
     assert [asset for asset, _ in plan.claims] == [mine.asset_id]
     assert (plan.by_type()["ui_icon"].bytes, plan.by_reason()[OLD].assets) == (4, 1)

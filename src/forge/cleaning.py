@@ -20,7 +20,8 @@ from forge.domain.ids import new_id
 from forge.domain.retention import DAMAGED, EXPIRED, LOST, OLD, ORPHANED, TEMPORARY
 from forge.events.cleanup import CleanupRequested
 from forge.eventstore import EventStore
-from forge.retention import Plan, Retention, Tally, Wish
+from forge.plans import Plan, Tally, Wish
+from forge.retention import Retention
 from forge.settings import Settings
 
 HELD = 1
@@ -76,10 +77,12 @@ async def _clean(settings: Settings, asked: Asked, voice: _Voice) -> int:
 
 
 async def _plan(retention: Retention, asked: Asked) -> Plan:
-    now = await retention.now()
+    now = await retention.planner.now()
     before = None if asked.older_than is None else now - timedelta(seconds=asked.older_than)
     reasons = asked.reasons or (_WASTE if before is None else (*_WASTE, OLD))
-    return await retention.plan(Wish(reasons=reasons, asset_type=asked.asset_type, before=before), now)
+    return await retention.planner.plan(
+        Wish(reasons=reasons, asset_type=asked.asset_type, before=before), now
+    )
 
 
 async def _carried_out(retention: Retention, plan: Plan, voice: _Voice) -> dict[str, Tally]:

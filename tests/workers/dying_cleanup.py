@@ -14,6 +14,7 @@ from forge.broker import connect
 from forge.database import opened
 from forge.eventstore import EventStore
 from forge.library import Library
+from forge.plans import Planner
 from forge.retention import Retention
 from forge.settings import load
 from forge.store import Store
@@ -62,7 +63,7 @@ def after_some(count: int) -> Callable[..., bool]:
 
 STEPS: dict[str, Callable[[], None]] = {
     "before the grace": lambda: before(Cleanup, "_left_of_grace"),
-    "before the look": lambda: before(Retention, "projected"),
+    "before the look": lambda: before(Planner, "projected"),
     "before the unlink": lambda: before(Store, "_remove"),
     "after the picture": lambda: after(Path, "unlink", lambda path, *_: path.suffix == ".png"),
     "after the thumbnails": lambda: after(Path, "unlink", lambda path, *_: path.suffix == ".webp"),

@@ -235,20 +235,20 @@ async def test_what_was_waited_for_says_nothing_of_a_grace_that_ended_later(home
 
 def asked_of(role: Cleanup) -> asyncio.Queue[None]:
     """One entry for each time that the role waits for the tables from now on."""
-    projected, waits = role.retention.projected, asyncio.Queue[None]()
+    projected, waits = role.retention.planner.projected, asyncio.Queue[None]()
 
     async def noted(patience: float = 10.0) -> None:
         waits.put_nowait(None)
         await projected(patience)
 
-    role.retention.projected = noted  # type: ignore[method-assign]
+    role.retention.planner.projected = noted  # type: ignore[method-assign]
     return waits
 
 
 async def test_tables_that_are_behind_release_the_delivery_for_another_try(home: House) -> None:
     asset = await home.asset(b"waits")
     async with home.cleaning() as role:
-        projected, tries = role.retention.projected, list[int]()
+        projected, tries = role.retention.planner.projected, list[int]()
 
         async def behind_at_first(patience: float = 10.0) -> None:
             tries.append(1)
@@ -256,7 +256,7 @@ async def test_tables_that_are_behind_release_the_delivery_for_another_try(home:
                 raise NothingDeletedNow("the tables are behind")
             await projected(patience)
 
-        role.retention.projected = behind_at_first  # type: ignore[method-assign]
+        role.retention.planner.projected = behind_at_first  # type: ignore[method-assign]
         await give_up(home, asset)
         await home.cleaned()
     assert len(tries) == 3

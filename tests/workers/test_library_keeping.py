@@ -14,7 +14,8 @@ from nats.aio.client import Client
 
 from forge import database
 from forge.events.assets import AssetDeleted, AssetExpired, AssetLost
-from forge.retention import Retention, utc
+from forge.plans import utc
+from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import MARKER
 from forge.workers.scheduler import Scheduler

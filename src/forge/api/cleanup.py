@@ -18,7 +18,7 @@ from forge.domain.ids import new_id
 from forge.domain.retention import DAMAGED, EVICTED, EXPIRED, LOST, OF_FILES, OLD, ORPHANED, TEMPORARY
 from forge.errors import Forbidden, Unavailable
 from forge.events.cleanup import CleanupRequested
-from forge.retention import Plan, Tally, Wish
+from forge.plans import Plan, Tally, Wish
 
 Asked = Request[Any, Any, Any]
 
@@ -41,12 +41,12 @@ async def clean_up(request: Asked) -> Response[CleanupView]:
     parts, caller = parts_of(request), caller_of(request)
     asked = await edge.body(request, _decoder)
     wish = _wish(asked, caller)
-    now = await parts.retention.now()
+    now = await parts.retention.planner.now()
     if asked.older_than_seconds is not None:
         wish = msgspec.structs.replace(wish, before=now - timedelta(seconds=asked.older_than_seconds))
     try:
         async with asyncio.timeout(_PLAN_SECONDS):
-            plan = await parts.retention.plan(wish, now)
+            plan = await parts.retention.planner.plan(wish, now)
     except TimeoutError:
         raise Unavailable(
             "looking through the library took too long; `forge cleanup` takes its time"

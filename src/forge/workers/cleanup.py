@@ -22,7 +22,8 @@ from forge.events.cleanup import CleanupRequested
 from forge.events.envelope import Recorded
 from forge.events.system import DiskCrossed
 from forge.events.uploads import UploadExpired
-from forge.retention import Retention, Wish
+from forge.plans import Wish
+from forge.retention import Retention
 from forge.topology import CLEANUP, EVENTS
 from forge.uploads import Uploads
 from forge.workers import uploads
@@ -101,7 +102,7 @@ class Cleanup:
         age = (await self.events.state()).now - delivery.at
         now = time.monotonic()
         if now - (age.total_seconds() - grace) > self._tables_told_at:
-            await self.retention.projected()
+            await self.retention.planner.projected()
             self._tables_told_at = now
 
     async def _carry_out(self, asked: CleanupRequested) -> None:
@@ -112,7 +113,7 @@ class Cleanup:
             before=asked.before,
             owner=asked.owner,
         )
-        plan = await self.retention.plan(wish, asked.asked_at)
+        plan = await self.retention.planner.plan(wish, asked.asked_at)
         if plan.assets > asked.assets:
             await self.retention.hold(plan, actor=ACTOR)
             went = {}
