@@ -125,5 +125,5 @@ def doubt(own: datetime, others: Sequence[datetime], newest: datetime | None) ->
 
 
 def rest_of_grace(grace: timedelta, recorded: datetime, now: datetime) -> float:
-    """Seconds still to wait; never more than the whole grace, whatever the clocks say."""
-    return max(0.0, (grace - max(timedelta(0), now - recorded)).total_seconds())
+    """Seconds until it ends, negative when it has; never more than the whole, whatever the clocks say."""
+    return (grace - max(timedelta(0), now - recorded)).total_seconds()

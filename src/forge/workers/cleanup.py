@@ -59,7 +59,7 @@ class Cleanup:
                 return await self._unlink(gone, record, delivery)
             case UploadExpired() as ended:
                 assert record is not None
-                await asyncio.sleep(await self._left_of_grace(self.grace_seconds, delivery))
+                await self._grace_over(self.grace_seconds, delivery)
                 went = await uploads.unlink(record, Uploads(self.events), self.retention.store)
                 log.info("unlinked upload", extra={"content_hash": ended.content_hash, "went": went})
             case DiskCrossed(level="clean", above=True) as crossed:
@@ -75,9 +75,9 @@ class Cleanup:
         grace = self.grace_seconds
         if gone.reason == EVICTED:
             grace = min(grace, SHORT_GRACE_SECONDS)
-        await asyncio.sleep(await self._left_of_grace(grace, delivery))
+        ended = await self._grace_over(grace, delivery)
         try:
-            await self._tables_tell(grace, delivery)
+            await self._tables_tell(ended)
         except NothingDeletedNow:
             return Outcome.RELEASE
         async with answering():
@@ -89,19 +89,24 @@ class Cleanup:
             log.info("unlinked", extra={"content_hash": gone.content_hash, "went": went})
         return Outcome.DONE
 
-    async def _left_of_grace(self, grace: float, delivery: Delivery) -> float:
-        """Measured by the log's server alone, so that no other clock can shorten it."""
-        return rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
+    async def _grace_over(self, grace: float, delivery: Delivery) -> float:
+        """Wait out the grace; when it ended, on this process's steady clock.
 
-    async def _tables_tell(self, grace: float, delivery: Delivery) -> None:
-        """Wait until the tables tell of all that was in the log when the grace ended.
-
-        What was waited for once holds for every grace that had ended by then. Otherwise a busy log, which
-        the tables are always a moment behind, would keep up each of many unlinks that are due.
+        It is measured by the log's server alone, so that no other clock can shorten it.
         """
-        age = (await self.events.state()).now - delivery.at
+        asked_at = time.monotonic()
+        rest = rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
+        await asyncio.sleep(max(0.0, rest))
+        return asked_at + rest
+
+    async def _tables_tell(self, moment: float) -> None:
+        """Wait until the tables tell of all that was in the log at a moment.
+
+        What was waited for once holds for every moment before. Otherwise a busy log, which the tables are
+        always a little behind, would keep up each of many unlinks that are due.
+        """
         now = time.monotonic()
-        if now - (age.total_seconds() - grace) > self._tables_told_at:
+        if moment > self._tables_told_at:
             await self.retention.planner.projected()
             self._tables_told_at = now
 
