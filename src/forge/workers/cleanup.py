@@ -90,14 +90,15 @@ class Cleanup:
         return Outcome.DONE
 
     async def _grace_over(self, grace: float, delivery: Delivery) -> float:
-        """Wait out the grace; when it ended, on this process's steady clock.
-
-        It is measured by the log's server alone, so that no other clock can shorten it.
-        """
+        """Wait out the grace; when it ended, on this process's steady clock."""
         asked_at = time.monotonic()
-        rest = rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
+        rest = await self._left_of_grace(grace, delivery)
         await asyncio.sleep(max(0.0, rest))
         return asked_at + rest
+
+    async def _left_of_grace(self, grace: float, delivery: Delivery) -> float:
+        """Measured by the log's server alone, so that no other clock can shorten it."""
+        return rest_of_grace(timedelta(seconds=grace), delivery.at, (await self.events.state()).now)
 
     async def _tables_tell(self, moment: float) -> None:
         """Wait until the tables tell of all that was in the log at a moment.
