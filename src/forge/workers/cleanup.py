@@ -90,11 +90,11 @@ class Cleanup:
         return Outcome.DONE
 
     async def _grace_over(self, grace: float, delivery: Delivery) -> float:
-        """Wait out the grace; when it ended, on this process's steady clock."""
-        asked_at = time.monotonic()
+        """Wait out the grace; when it ended at the latest, on this process's steady clock."""
         rest = await self._left_of_grace(grace, delivery)
+        ended = time.monotonic() + rest
         await asyncio.sleep(max(0.0, rest))
-        return asked_at + rest
+        return ended
 
     async def _left_of_grace(self, grace: float, delivery: Delivery) -> float:
         """Measured by the log's server alone, so that no other clock can shorten it."""
