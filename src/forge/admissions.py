@@ -239,11 +239,11 @@ class Admissions:
             return error
         return None
 
-    def limits(self, user: str) -> list[Limit]:
+    def limits(self, user: str, now: datetime | None = None) -> list[Limit]:
         """What a user may have, and has."""
         mine = [Limit("queued_jobs", MAX_QUEUED_JOBS, self.line.queued(user))]
         if self.rate_per_hour:
-            mine.append(self.grants.limit(user, self.rate_per_hour, datetime.now(UTC)))
+            mine.append(self.grants.limit(user, self.rate_per_hour, now or datetime.now(UTC)))
         return mine
 
     async def _reused(self, user: str, request: JobRequest, seen: _Seen, actor: str) -> Loaded | None:
