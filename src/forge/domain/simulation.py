@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -60,6 +60,7 @@ from forge.events.jobs import JobCompleted, JobRetried, JobStarted, JobSubmitted
 
 _ID = UUID(int=0)
 _ALL = 2**62
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,7 +216,7 @@ class _World:
             self._take(Recorded(next(self._seqs), record.subject, record.meta, record.event))
         self.peak = self.used
         ended = max((at for at, _ in self.recording.busy if at < self.since), default=None)
-        self.free = [ended or self.since] * self.rules.gpus
+        self.free = [ended or _NEVER] * self.rules.gpus
         for job in sorted(self.line.running(), key=lambda job: job.started_at or self.since):
             self._occupy(job, job.started_at or self.since)
         for id_ in self.line.jobs:
