@@ -64,6 +64,9 @@ def test_every_command_explains_itself_and_its_options() -> None:
     for name, command in cli.commands.items():
         assert command.help, name
         for option in command.params:
+            if isinstance(option, click.Argument):
+                assert option.metavar is None or option.metavar in command.help, f"{name} {option.name}"
+                continue
             assert isinstance(option, click.Option)
             assert option.help or option.hidden or option.name == "comfyui_version", f"{name} {option.name}"
 

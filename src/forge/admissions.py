@@ -28,7 +28,7 @@ from forge.domain.admission import (
     demand_queue,
     demand_session,
 )
-from forge.domain.assets import produced
+from forge.domain.assets import answers, produced, regenerated
 from forge.domain.dispatch import Line
 from forge.domain.ids import new_id
 from forge.domain.jobs import Retry, Reuse, admitted, decide, evolve
@@ -45,7 +45,7 @@ from forge.errors import (
     QueueFull,
 )
 from forge.events.envelope import Recorded
-from forge.events.jobs import Admission, JobRetried, JobSubmitted
+from forge.events.jobs import Admission, JobRetried, JobSubmitted, Original
 from forge.eventstore import Entry, EventStore, drafts_of
 from forge.library import Library, Shelf
 from forge.topology import ALL_ADMISSIONS, admissions
@@ -83,6 +83,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     ttl_seconds: int | None = None
     batch_id: UUID | None = None
     uploads: dict[str, UUID] = {}
+    regenerates: Original | None = None
 
 
 async def unguarded() -> None:
@@ -238,11 +239,11 @@ class Admissions:
             return error
         return None
 
-    def limits(self, user: str) -> list[Limit]:
+    def limits(self, user: str, now: datetime | None = None) -> list[Limit]:
         """What a user may have, and has."""
         mine = [Limit("queued_jobs", MAX_QUEUED_JOBS, self.line.queued(user))]
         if self.rate_per_hour:
-            mine.append(self.grants.limit(user, self.rate_per_hour, datetime.now(UTC)))
+            mine.append(self.grants.limit(user, self.rate_per_hour, now or datetime.now(UTC)))
         return mine
 
     async def _reused(self, user: str, request: JobRequest, seen: _Seen, actor: str) -> Loaded | None:
@@ -254,11 +255,12 @@ class Admissions:
         if self.shelf is None or drawn_at is None:
             return None
         pictures = await self.shelf.recall(request.recipe, drawn_at)
-        if not pictures:
+        if not pictures or not answers(request.regenerates, pictures):
             return None
         now, asked = datetime.now(UTC), _submission(user, request)
         mine = [self.shelf.lent(picture, asked, now) for picture in pictures]
-        [done] = decide(Reuse(tuple(map(produced, mine)), now), admitted(asked, 0, now))
+        reuse = Reuse(tuple(map(produced, mine)), now, regenerated(request.regenerates, mine))
+        [done] = decide(reuse, admitted(asked, 0, now))
         entries = [
             Entry(asked, seen.boundary, seen.seq),
             *await self.library.entries(mine),
@@ -407,6 +409,7 @@ def _submission(user: str, request: JobRequest) -> JobSubmitted:
         character_id=request.character_id,
         batch_id=request.batch_id,
         ttl_seconds=request.ttl_seconds,
+        regenerates=request.regenerates,
     )
 
 

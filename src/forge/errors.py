@@ -18,6 +18,7 @@
     │   ├── JobNotFailed            409
     │   ├── UploadGone              409, at submission told as the field that names it
     │   ├── Pinned                  409, it is to stay
+    │   ├── CannotRegenerate        409, its recipe cannot be followed any more
     │   ├── LimitReached            429, somebody's own limit
     │   └── QueueFull               503, forge as a whole is full
     ├── Unavailable                 a server forge needs does not answer: 503, try again
@@ -175,6 +176,12 @@ class Pinned(Refused):
     """The asset is pinned."""
 
     code = "pinned"
+
+
+class CannotRegenerate(Refused):
+    """The asset cannot be drawn again."""
+
+    code = "cannot_regenerate"
 
 
 class QueueFull(Refused):

@@ -207,6 +207,11 @@ class EventStore:
         """The newest event a filter covers."""
         return await self._get({"last_by_subj": filter_}, timeout)
 
+    async def since(self, moment: datetime, *, timeout: float = 2.0) -> Recorded | None:
+        """The first event that arrived at this moment or later, by the server's clock."""
+        at = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return await self._get({"start_time": at, "next_by_subj": ">"}, timeout)
+
     async def state(self) -> LogState:
         """Where the log ends, and what time its server has.
 

@@ -54,6 +54,7 @@ DISK_CROSSED = "forge.evt.disk.crossed"
 ALL_KEYS = "forge.evt.key.>"
 ALL_DELETED = "forge.evt.asset.*.*.*.*.deleted"
 ALL_FAULTS = "forge.evt.store.*.*"
+ALL_ACCESSES = "forge.evt.access.*"
 ALL_METRICS = "forge.metric.>"
 ALL_PROGRESS = "forge.live.job.*"
 CHECKPOINT = "forge.live.checkpoint"
@@ -151,6 +152,16 @@ def reference_or_pins(character_id: str | None, asset_type: str, asset_id: UUID,
 def pins(character_id: str | None, asset_type: str, asset_id: UUID) -> str:
     """The filter of an asset's being pinned under one character."""
     return f"forge.evt.pin.{token(character_id)}.{token(asset_type)}.{asset_id}.>"
+
+
+def pins_of_anybody(asset_id: UUID) -> str:
+    """The filter of an asset's being pinned by anybody; as costly as :func:`references`."""
+    return f"forge.evt.pin.*.*.{asset_id}.>"
+
+
+def faults(asset_id: UUID) -> str:
+    """The filter of what was found where an asset's file should be."""
+    return f"forge.evt.store.{asset_id}.*"
 
 
 def references(asset_id: UUID) -> str:

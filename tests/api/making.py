@@ -13,6 +13,7 @@ from PIL import Image
 
 from forge.api.parts import Parts
 from forge.commands import Loaded
+from forge.domain.assets import regenerated
 from forge.domain.ids import asset_id
 from forge.domain.jobs import Complete, FailAttempt, Start
 from forge.events.assets import AssetStored
@@ -83,7 +84,9 @@ async def completed(
     )
     return await parts.jobs.act(
         loaded,
-        Complete(loaded.job.attempt, "worker-a", (produced,), now),
+        Complete(
+            loaded.job.attempt, "worker-a", (produced,), now, regenerated(request.regenerates, [stored])
+        ),
         actor="worker",
         name=f"{loaded.job.attempt}/complete",
         before=partial(parts.library.entries, [stored]),

@@ -17,7 +17,7 @@ CARD: dict[str, Any] = {"job_type": "fate_card", "params": {"prompt": "a crane a
 
 JOB_FIELDS = (
     "id status job_type params priority user_id session_id character_id batch_id attempts max_attempts "
-    "position created_at started_at completed_at error cached assets seq"
+    "position created_at started_at completed_at error cached assets regenerates seq"
 )
 
 

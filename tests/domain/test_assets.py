@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from factories import deleted, stored
-from forge.domain.assets import count_in, give_back
+from forge.domain.assets import answers, count_in, give_back, original, regenerated
 from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_SESSION_BYTES
 from forge.errors import LimitReached
 from forge.events.assets import AssetDeleted, AssetReady, AssetStored, SessionReleased
@@ -54,3 +54,30 @@ def test_what_is_given_up_is_given_back() -> None:
 
 def test_a_reference_of_nobody_gives_nothing_back() -> None:
     assert give_back(deleted(), 0, 0) == [deleted()]
+
+
+# ------------------------------------------------------------- drawing it again
+
+
+@pytest.mark.parametrize(
+    ("made", "result"),
+    [
+        ([stored()], "identical"),
+        ([stored(content_hash="ef" * 32)], "identical_pixels"),
+        ([stored(content_hash="ef" * 32, pixel_hash="01" * 32)], "other_pixels"),
+        ([stored(position=1)], "other_pixels"),
+        ([stored(content_hash="ef" * 32, pixel_hash="01" * 32), stored(position=1)], "other_pixels"),
+    ],
+    ids=["same", "pixels", "other", "elsewhere", "both"],
+)
+def test_a_picture_drawn_again_is_compared_with_the_one_that_stood_there(
+    made: list[AssetStored], result: str
+) -> None:
+    wanted = original(stored())
+    assert regenerated(wanted, made) == result
+    assert answers(wanted, made) is (result == "identical")
+
+
+def test_whoever_draws_nothing_again_compares_nothing() -> None:
+    assert regenerated(None, [stored()]) is None
+    assert answers(None, [stored()])

@@ -5,45 +5,58 @@ from __future__ import annotations
 import asyncio
 import re
 import unicodedata
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import asyncpg
-from litestar import HttpMethod, Request, Response, Router, delete, get, put, route
+import msgspec
+from litestar import HttpMethod, Request, Response, Router, delete, get, post, put, route
 from litestar.params import FromPath, FromQuery, QueryParameter
 
+from forge import provenance
+from forge.admissions import JobRequest, fingerprint
 from forge.api import cursors, edge, files, openapi
-from forge.api.auth import caller_of
+from forge.api.auth import Caller, caller_of
 from forge.api.fresh import MinSeq, item, listing
 from forge.api.gate import IS_HEAD
 from forge.api.jobs import history_item
+from forge.api.openapi import IDEMPOTENCY, with_headers
 from forge.api.parts import Parts, parts_of
 from forge.api.problems import documented
-from forge.api.schemas import AssetPage, AssetUsage, AssetView, History, UserReads
-from forge.api.views import asset_of_row
+from forge.api.schemas import AssetPage, AssetUsage, AssetView, History, JobView, UserReads
+from forge.api.views import ROOT, asset_of_row, job_of_log
 from forge.canonical import THUMBNAIL_WIDTHS
+from forge.comfyui.workflows import Workflow, uploads
 from forge.commands import SUBMIT_SECONDS
-from forge.errors import ForgeError, LogUnavailable, NotFound, PictureRefused, StoreFailed
+from forge.domain import params
+from forge.domain.assets import original
+from forge.domain.ids import keyed_job_id, new_id
+from forge.errors import (
+    CannotRegenerate,
+    ForgeError,
+    Invalid,
+    LogUnavailable,
+    NotFound,
+    PictureRefused,
+    StoreFailed,
+)
 from forge.events.assets import (
     AssetDamaged,
     AssetDeleted,
-    AssetGivenUp,
     AssetLost,
-    AssetPin,
     AssetPinned,
-    AssetReady,
-    AssetStored,
     AssetUnpinned,
 )
 from forge.events.envelope import Recorded
-from forge.follower import follow
+from forge.events.jobs import JobSubmitted, Terminal
 from forge.projections import inventory as table
+from forge.projections import queue as jobs_table
 from forge.store import Store
-from forge.topology import asset as facts_of
-from forge.topology import pins
+from forge.telemetry import span
+from forge.topology import job as facts_of
 
 Asked = Request[Any, Any, Any]
 
@@ -269,17 +282,140 @@ async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> No
 
 
 @get("/assets/{asset_id:uuid}/history", responses=documented(404), operation_id="getAssetHistory")
-async def history(request: Asked, asset_id: FromPath[UUID]) -> History:
-    """Everything that happened to the caller's references to an asset, from the log."""
+async def history(
+    request: Asked,
+    asset_id: FromPath[UUID],
+    accesses: Annotated[
+        bool, QueryParameter(description="Also when it was fetched; of a long log `/usage` is quicker.")
+    ] = False,
+) -> History:
+    """Everything that happened to the caller's references to an asset, from the log: stored, ready, pinned,
+    found lost or damaged, given up, drawn again; also when it is long gone."""
     parts, caller = parts_of(request), caller_of(request)
-    references = await _references(request, asset_id)
     try:
         async with asyncio.timeout(_HISTORY_SECONDS):
-            records = await _facts(parts, asset_id, references)
+            seen = await _traces(parts, caller, asset_id)
+            seen += await _redrawn(parts, caller, asset_id)
+            if accesses:
+                seen += await _fetched(parts, caller, asset_id, seen[0].seq)
     except TimeoutError:
         raise LogUnavailable("reading the history took too long") from None
-    seen = [r for r in records if caller.may_see(getattr(r.event, "user_id", ""))]
+    seen.sort(key=lambda record: record.seq)
     return History(items=[history_item(record) for record in seen])
+
+
+async def _traces(parts: Parts, caller: Caller, asset_id: UUID) -> list[Recorded]:
+    """What the log tells the caller about an asset.
+
+    Raises:
+        NotFound: the caller never had it.
+    """
+    seen = provenance.visible(await provenance.facts(parts.store, asset_id), caller.may_see)
+    if not seen:
+        raise NotFound(f"there is no asset {asset_id}")
+    return seen
+
+
+async def _redrawn(parts: Parts, caller: Caller, asset_id: UUID) -> list[Recorded]:
+    """The requests to draw an asset again, and how each ended."""
+    async with listing(parts, None) as tables:
+        rows = await jobs_table.regenerating(tables.connection, asset_id, caller.tenant)
+    found: list[Recorded] = []
+    for row in rows:
+        asked = await parts.store.at(row["submitted_seq"], timeout=SUBMIT_SECONDS)
+        facts = await parts.store.load(facts_of(row["user_id"], row["id"]), timeout=SUBMIT_SECONDS)
+        found += [asked] if asked is not None else []
+        found += [fact for fact in facts.events if isinstance(fact.event, Terminal)]
+    return found
+
+
+async def _fetched(parts: Parts, caller: Caller, asset_id: UUID, since: int) -> list[Recorded]:
+    found = []
+    for record in await provenance.accesses(parts.store, asset_id, since):
+        reads = [read for read in record.event.reads if caller.may_see(read.user_id)]  # type: ignore[attr-defined]
+        if reads:
+            found.append(
+                msgspec.structs.replace(record, event=msgspec.structs.replace(record.event, reads=reads))
+            )
+    return found
+
+
+@post(
+    "/assets/{asset_id:uuid}/regenerate",
+    status_code=202,
+    responses=documented(404, 409, 429),
+    **with_headers(IDEMPOTENCY),
+    operation_id="regenerateAsset",
+)
+async def regenerate(request: Asked, asset_id: FromPath[UUID]) -> Response[JobView]:
+    """Ask for an asset again, from its record: also when it expired or was deleted. The job has the params,
+    the seed, the session and the character of the caller's newest one that made it, and all limits count;
+    its `regenerates` says in the end how far the picture is the same. 409 where it cannot be, and why."""
+    parts, caller = parts_of(request), caller_of(request)
+    parts.capacity.spare()
+    key = edge.header(request.headers, "idempotency-key", edge.MAX_KEY)
+    try:
+        async with asyncio.timeout(_HISTORY_SECONDS):
+            records = await _traces(parts, caller, asset_id)
+            stored, made = await provenance.origin(parts.jobs, records, timeout=SUBMIT_SECONDS)
+    except TimeoutError:
+        raise LogUnavailable("finding the asset's record took too long") from None
+    user = made.request.user_id
+    id_ = new_id() if key is None else keyed_job_id(user, key)
+    images: dict[str, str] = {}
+    if key is None or not await _is_known(parts, user, id_):  # a key's answer stays, whatever changed since
+        images = uploads(_followable(parts.workflows, made.request), made.request.params)
+    again = JobRequest(
+        job_type=made.request.job_type,
+        asset_type=made.request.asset_type,
+        params=made.request.params,
+        workflow_version=made.request.workflow_version,
+        fingerprint=fingerprint(["regenerate", str(asset_id)]),
+        recipe=made.request.recipe,
+        pictures=made.request.pictures,
+        id=id_,
+        keyed=key is not None,
+        priority=made.request.priority,
+        session_id=made.request.session_id,
+        character_id=made.request.character_id,
+        ttl_seconds=made.request.ttl_seconds,
+        uploads={f"params.{p}": UUID(u) for p, u in images.items()},
+        regenerates=original(stored),
+    )
+    with span("forge.request", request.headers.get("traceparent", "")):
+        [loaded] = await parts.admissions.submit(user, [again], actor=caller.actor)
+    view = job_of_log(parts.live.places, loaded)
+    parts.live.wrote(view.seq)
+    return Response(view, headers={"location": f"{ROOT}/jobs/{view.id}"})
+
+
+async def _is_known(parts: Parts, user: str, job_id: UUID) -> bool:
+    """Whether a job was admitted under this id."""
+    if job_id in parts.admissions.line.jobs:
+        return True
+    return await parts.jobs.submitted_seq(user, job_id, timeout=SUBMIT_SECONDS) is not None
+
+
+def _followable(workflows: dict[str, Workflow], asked: JobSubmitted) -> Workflow:
+    """The job type by which a recipe can be followed once more.
+
+    Raises:
+        CannotRegenerate: there is none, or it has changed.
+    """
+    workflow = workflows.get(asked.job_type)
+    if workflow is None:
+        raise CannotRegenerate(f"there is no job type {asked.job_type!r} any more")
+    if workflow.version != asked.workflow_version:
+        raise CannotRegenerate(
+            f"the job type {asked.job_type!r} has changed since: it would be another recipe"
+        )
+    try:
+        same = params.resolve(workflow.params, asked.params, entropy=0) == asked.params
+    except Invalid as invalid:
+        raise CannotRegenerate(f"its params are not accepted any more: {invalid.detail}") from None
+    if not same:
+        raise CannotRegenerate("its params would be read differently now")
+    return workflow
 
 
 async def _references(request: Asked, asset_id: UUID) -> list[asyncpg.Record]:
@@ -289,22 +425,6 @@ async def _references(request: Asked, asset_id: UUID) -> list[asyncpg.Record]:
         return await table.references(connection, asset_id, tenant) or None
 
     return (await item(parts, None, look, f"there is no asset {asset_id}")).content
-
-
-async def _facts(parts: Parts, asset_id: UUID, references: list[asyncpg.Record]) -> list[Recorded]:
-    """Each reference's storing, where its row says it stands, and what the asset's subjects tell since."""
-    stored = [await parts.store.at(r["seq"], timeout=SUBMIT_SECONDS) for r in references]
-    places = [(r["character_id"], r["asset_type"], asset_id) for r in references]
-    filters = {filter_of(*place) for place in places for filter_of in (facts_of, pins)}
-    found = {r.seq: r for r in stored if r is not None and isinstance(r.event, AssetStored)}
-    async with aclosing(follow(parts.nc, min(r["seq"] for r in references), sorted(filters))) as batches:
-        async for batch in batches:
-            found |= {
-                r.seq: r for r in batch.records if isinstance(r.event, AssetReady | AssetGivenUp | AssetPin)
-            }
-            if batch.caught_up:
-                break
-    return [found[seq] for seq in sorted(found)]
 
 
 @delete("/assets/{asset_id:uuid}", status_code=204, responses=documented(404), operation_id="deleteAsset")
@@ -373,5 +493,7 @@ async def _pinned(
 
 
 router = Router(
-    "/", route_handlers=[find, read, file, thumbnail, usage, history, give_up, pin, unpin], tags=["assets"]
+    "/",
+    route_handlers=[find, read, file, thumbnail, usage, history, give_up, pin, unpin, regenerate],
+    tags=["assets"],
 )

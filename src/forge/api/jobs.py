@@ -51,6 +51,7 @@ from forge.projections import queue as table
 from forge.telemetry import span
 from forge.topology import admissions as ledger
 from forge.topology import job as facts_of
+from forge.topology import job_of_anybody
 
 Asked = Request[Any, Any, Any]
 """A request whose query or headers Litestar need not parse."""
@@ -369,7 +370,7 @@ async def _known(parts: Parts, caller: Caller, job_id: UUID) -> Known:
 
     Raises:
         NotFound: there is no such job, or it is somebody else's.
-        DatabaseUnavailable: the job is over, and only the tables would know it.
+        DatabaseUnavailable: the tables do not answer, and the log knows no such job.
     """
     waiting = parts.admissions.line.jobs.get(job_id)
     if waiting is not None:
@@ -384,12 +385,17 @@ async def _known(parts: Parts, caller: Caller, job_id: UUID) -> Known:
     try:
         return (await item(parts, None, look, f"there is no job {job_id}")).content
     except DatabaseUnavailable:
-        if caller.sees_all:
+        user = await _owner(parts, job_id) if caller.sees_all else caller.user
+        seq = user and await parts.jobs.submitted_seq(user, job_id, timeout=SUBMIT_SECONDS)
+        if not user or not seq:
             raise
-        seq = await parts.jobs.submitted_seq(caller.user, job_id, timeout=SUBMIT_SECONDS)
-        if seq is None:
-            raise
-        return Known(caller.user, seq)
+        return Known(user, seq)
+
+
+async def _owner(parts: Parts, job_id: UUID) -> str | None:
+    """Whose a job is that has facts, from the log."""
+    facts = await parts.store.load(job_of_anybody(job_id), timeout=SUBMIT_SECONDS)
+    return next((user for r in facts.events if (user := getattr(r.event, "user_id", None))), None)
 
 
 router = Router(

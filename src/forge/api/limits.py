@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from litestar import Request, Router, get
 from litestar.params import QueryParameter
 
+from forge.admissions import Admissions
 from forge.api import edge
 from forge.api.auth import caller_of
 from forge.api.parts import Parts, parts_of
@@ -28,29 +29,31 @@ async def read_limits(
     parts, user = parts_of(request), caller_of(request).user
     edge.name("session_id", session_id)
     edge.name("character_id", character_id)
-    mine = [_view(limit, "user") for limit in parts.admissions.limits(user)]
+    mine = [view(limit, "user") for limit in parts.admissions.limits(user)]
     theirs = [limit async for limit in _owners(parts, session_id, character_id)]
-    return LimitsView(user_id=user, items=[*mine, *theirs, *_everybodys(parts)])
+    return LimitsView(user_id=user, items=[*mine, *theirs, *everybodys(parts.admissions)])
 
 
 async def _owners(parts: Parts, session_id: str | None, character_id: str | None) -> AsyncIterator[LimitView]:
     if session_id is not None:
         held = await parts.library.held_by_session(session_id, timeout=SUBMIT_SECONDS)
-        yield _view(Limit("session_bytes", MAX_SESSION_BYTES, held.amount), "session")
+        yield view(Limit("session_bytes", MAX_SESSION_BYTES, held.amount), "session")
     if character_id is not None:
         held = await parts.library.held_by_character(character_id, timeout=SUBMIT_SECONDS)
-        yield _view(Limit("character_assets", MAX_CHARACTER_ASSETS, held.amount), "character")
+        yield view(Limit("character_assets", MAX_CHARACTER_ASSETS, held.amount), "character")
 
 
-def _everybodys(parts: Parts) -> list[LimitView]:
-    line = parts.admissions.line
+def everybodys(admissions: Admissions) -> list[LimitView]:
+    """What all users share."""
+    line = admissions.line
     return [
-        _view(Limit("running_jobs", MAX_RUNNING_JOBS, len(line.jobs) - line.pending), "everybody"),
-        _view(Limit("waiting_jobs", parts.admissions.queue_limit, line.pending), "everybody"),
+        view(Limit("running_jobs", MAX_RUNNING_JOBS, len(line.jobs) - line.pending), "everybody"),
+        view(Limit("waiting_jobs", admissions.queue_limit, line.pending), "everybody"),
     ]
 
 
-def _view(limit: Limit, of: str) -> LimitView:
+def view(limit: Limit, of: str) -> LimitView:
+    """A limit as clients see it."""
     return LimitView(
         name=limit.name, of=of, allowed=limit.allowed, used=limit.used, resets_at=limit.resets_at
     )

@@ -78,6 +78,17 @@ def taking(body: type[msgspec.Struct], *headers: Parameter) -> dict[str, Any]:
     return {"operation_class": Taking}
 
 
+def with_headers(*headers: Parameter) -> dict[str, Any]:
+    """How to declare headers that a route without a body reads itself."""
+
+    @dataclass
+    class Heading(Operation):
+        def __post_init__(self) -> None:
+            self.parameters = [*(self.parameters or []), *headers]
+
+    return {"operation_class": Heading}
+
+
 def taking_picture() -> dict[str, Any]:
     """How to declare a form with one picture, which the route reads itself."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -14,6 +15,10 @@ _STALE_SECONDS = 0.5
 _REST = 50
 
 
+def utc() -> datetime:
+    return datetime.now(UTC)
+
+
 class Places:
     """Positions in the line, 1 for the next job.
 
@@ -21,8 +26,8 @@ class Places:
     rested fifty times as long as the count took.
     """
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, line: Line, clock: Callable[[], datetime] = utc) -> None:
+        self._line, self._clock = line, clock
         self._version = -1
         self._made = self._cost = 0.0
         self._places: dict[UUID, int] = {}
@@ -42,7 +47,7 @@ class Places:
         age = now - self._made
         exact = line.pending <= _EXACT and line.version != self._version
         if exact or age > max(_STALE_SECONDS, _REST * self._cost):
-            line.release(datetime.now(UTC))
+            line.release(self._clock())
             self._places = {job_id: nth for nth, job_id in enumerate(line.order(), 1)}
             self._version, self._made = line.version, now
             self._cost = time.monotonic() - now

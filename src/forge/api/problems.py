@@ -66,6 +66,7 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.JobAlreadyOver: Kind(409, "The job is over"),
     errors.JobNotFailed: Kind(409, "The job has not failed"),
     errors.UploadGone: Kind(409, "The uploaded picture is gone"),
+    errors.CannotRegenerate: Kind(409, "The asset cannot be drawn again"),
     errors.LimitReached: Kind(429, "A limit is reached", 10),
     errors.QueueFull: Kind(503, "The queue is full", 30),
     errors.Unavailable: Kind(503, "A server forge needs does not answer", 2),

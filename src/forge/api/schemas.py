@@ -73,6 +73,16 @@ class JobAsset(msgspec.Struct, frozen=True, kw_only=True):
     content_hash: str
 
 
+class Regeneration(msgspec.Struct, frozen=True, kw_only=True):
+    """The asset that a job draws again. ``result`` is null until the job is over: `identical` (the same
+    bytes), `identical_pixels`, `other_pixels` (the same recipe gave another picture) or `cannot`, with the
+    `reason`."""
+
+    asset_id: UUID
+    result: Literal["identical", "identical_pixels", "other_pixels", "cannot"] | None
+    reason: str | None = None
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job; ``position`` counts from 1 and is null unless it waits for its turn."""
 
@@ -94,6 +104,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
     cached: bool
     assets: list[JobAsset]
+    regenerates: Regeneration | None
     seq: int
 
 

@@ -8,11 +8,11 @@ from uuid import UUID
 import asyncpg
 
 from forge.api.places import Places
-from forge.api.schemas import AssetView, JobAsset, JobError, JobView, UploadView
+from forge.api.schemas import AssetView, JobAsset, JobError, JobView, Regeneration, UploadView
 from forge.commands import Loaded
 from forge.domain.jobs import Status
 from forge.domain.uploads import Upload
-from forge.events.jobs import JobAttemptFailed, JobCompleted, JobFailed, Terminal
+from forge.events.jobs import JobAttemptFailed, JobCompleted, JobFailed, Regenerated, Terminal
 
 ROOT = "/api/v1/comfyui"
 
@@ -28,6 +28,8 @@ def thumbnail_url(asset_id: UUID | str) -> str:
 def job_of_row(row: asyncpg.Record, places: Places | None) -> JobView:
     """A job as the tables have it."""
     code = row["error_code"]
+    error = None if code is None else JobError(code=code, message=row["error_message"] or "")
+    again = _regeneration(row["regenerates"], row["regenerated"], row["status"], error)
     return JobView(
         id=row["id"],
         status=row["status"],
@@ -44,9 +46,10 @@ def job_of_row(row: asyncpg.Record, places: Places | None) -> JobView:
         created_at=row["created_at"],
         started_at=row["started_at"],
         completed_at=row["completed_at"],
-        error=None if code is None else JobError(code=code, message=row["error_message"] or ""),
+        error=error,
         cached=row["cached"],
         assets=[_job_asset(asset["asset_id"], asset["content_hash"]) for asset in row["assets"]],
+        regenerates=again,
         seq=row["seq"],
     )
 
@@ -58,6 +61,9 @@ def job_of_log(places: Places, loaded: Loaded) -> JobView:
     event = last.event if last else None
     failed = event if isinstance(event, JobFailed | JobAttemptFailed) else None
     done = event if isinstance(event, JobCompleted) else None
+    error = JobError(code=failed.code, message=failed.message) if failed else None
+    original = request.regenerates.asset_id if request.regenerates else None
+    again = _regeneration(original, done.regenerated if done else None, job.status, error)
     return JobView(
         id=job.id,
         status=job.status,
@@ -74,11 +80,23 @@ def job_of_log(places: Places, loaded: Loaded) -> JobView:
         created_at=loaded.requested.at,
         started_at=job.started_at,
         completed_at=last.meta.at if last and isinstance(event, Terminal) else None,
-        error=JobError(code=failed.code, message=failed.message) if failed else None,
+        error=error,
         cached=done.cached if done else False,
         assets=[_job_asset(asset.asset_id, asset.content_hash) for asset in done.assets] if done else [],
+        regenerates=again,
         seq=max(job.admitted_seq, loaded.seq),  # the second counts its facts only
     )
+
+
+def _regeneration(
+    asset_id: UUID | None, result: Regenerated | None, status: str, error: JobError | None
+) -> Regeneration | None:
+    """What a job that was to draw an asset again has to say about that."""
+    if asset_id is None:
+        return None
+    if status == Status.FAILED and error is not None:
+        return Regeneration(asset_id=asset_id, result="cannot", reason=f"{error.code}: {error.message}")
+    return Regeneration(asset_id=asset_id, result=result)
 
 
 def _job_asset(asset_id: UUID | str, content_hash: str) -> JobAsset:

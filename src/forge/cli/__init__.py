@@ -6,11 +6,13 @@ import sys
 
 import click
 
+from forge.cli.at import at
 from forge.cli.cleanup import cleanup
 from forge.cli.keys import keys
 from forge.cli.settings import settings
 from forge.cli.sim import sim
 from forge.cli.systems import api, demo, dev, setup, worker
+from forge.cli.whatif import whatif
 from forge.errors import ForgeError
 
 REFUSED = 2
@@ -38,5 +40,5 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings):
+for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif):
     cli.add_command(command)

@@ -141,17 +141,17 @@ class _Newest:
         return self._held.get(name, 0 if self._complete else None)
 
 
-def demand_places(queued: int, wanted: int) -> None:
-    """L2: jobs of one user that are accepted and not over.
+def demand_places(queued: int, wanted: int, allowed: int = MAX_QUEUED_JOBS) -> None:
+    """L2: jobs of one user that are accepted and not over; only a simulation allows another number.
 
     Raises:
         LimitReached: the user would have more than ten.
     """
-    if queued + wanted > MAX_QUEUED_JOBS:
-        never = f"; {wanted} at once never fit" if wanted > MAX_QUEUED_JOBS else ""
+    if queued + wanted > allowed:
+        never = f"; {wanted} at once never fit" if wanted > allowed else ""
         raise LimitReached(
-            Limit("queued_jobs", MAX_QUEUED_JOBS, queued),
-            f"{queued} of your jobs are waiting or running, and {MAX_QUEUED_JOBS} may{never}",
+            Limit("queued_jobs", allowed, queued),
+            f"{queued} of your jobs are waiting or running, and {allowed} may{never}",
         )
 
 

@@ -15,7 +15,7 @@ from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_SESSION_BYTES
 from forge.errors import Limit, LimitReached
 from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
 from forge.events.catalogue import Event
-from forge.events.jobs import JobSubmitted, Produced
+from forge.events.jobs import JobSubmitted, Original, Produced, Regenerated
 
 _change = msgspec.structs.replace
 
@@ -85,6 +85,33 @@ def produced(stored: AssetStored) -> Produced:
         format=stored.format,
         size_bytes=stored.file_size_bytes,
     )
+
+
+def original(stored: AssetStored) -> Original:
+    """A picture as the request to draw it again names it."""
+    return Original(
+        asset_id=stored.asset_id,
+        content_hash=stored.content_hash,
+        pixel_hash=stored.pixel_hash,
+        position=stored.position,
+    )
+
+
+def regenerated(wanted: Original | None, pictures: Sequence[AssetStored]) -> Regenerated | None:
+    """What came of drawing a picture again; None where nothing was to be. It is compared with the picture
+    that stands where it stood."""
+    if wanted is None:
+        return None
+    made = next((p for p in pictures if p.position == wanted.position), None)
+    if made is not None and made.content_hash == wanted.content_hash:
+        return "identical"
+    return "identical_pixels" if made is not None and made.pixel_hash == wanted.pixel_hash else "other_pixels"
+
+
+def answers(wanted: Original | None, pictures: Sequence[AssetStored]) -> bool:
+    """Whether pictures of the shelf may stand for what was asked: of a picture that is to be drawn again,
+    only the very same. Another one of its recipe may be there, and this one still come out of ComfyUI."""
+    return wanted is None or regenerated(wanted, pictures) == "identical"
 
 
 def _demand(name: str, allowed: int, used: int) -> None:

@@ -32,6 +32,7 @@ from forge.events.jobs import (
     JobStarted,
     JobSubmitted,
     Produced,
+    Regenerated,
 )
 
 
@@ -108,6 +109,7 @@ class Complete(msgspec.Struct, frozen=True):
     worker: str
     assets: tuple[Produced, ...]
     now: datetime
+    regenerated: Regenerated | None = None
 
 
 class Reuse(msgspec.Struct, frozen=True):
@@ -115,6 +117,7 @@ class Reuse(msgspec.Struct, frozen=True):
 
     assets: tuple[Produced, ...]
     now: datetime
+    regenerated: Regenerated | None = None
 
 
 class FailAttempt(msgspec.Struct, frozen=True):
@@ -225,6 +228,7 @@ def _complete(command: Complete, job: Job) -> list[Event]:
             run_ms=_milliseconds(command.now - started),
             recipe=job.recipe,
             submitted_seq=job.submitted_seq,
+            regenerated=command.regenerated,
         )
     ]
 
@@ -244,6 +248,7 @@ def _reuse(command: Reuse, job: Job) -> list[Event]:
             cached=True,
             recipe=job.recipe,
             submitted_seq=job.submitted_seq,
+            regenerated=command.regenerated,
         )
     ]
 

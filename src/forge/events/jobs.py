@@ -6,7 +6,7 @@ failed or cancelled. Every attempt has a number that is never used twice: result
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -24,12 +24,25 @@ class Produced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     size_bytes: int
 
 
+Regenerated = Literal["identical", "identical_pixels", "other_pixels"]
+"""What drawing an asset again gave: the same bytes, the same pixels in other bytes, or another picture."""
+
+
+class Original(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The picture that a job is to draw again, as it was stored; ``position`` among its job's pictures."""
+
+    asset_id: UUID
+    content_hash: str
+    pixel_hash: str
+    position: int
+
+
 @event("job.submitted")
 class JobSubmitted(Event, frozen=True, kw_only=True):
     """A user asked for pictures and the request was admitted.
 
     ``recipe`` names everything the pictures follow from: equal recipes draw the same. ``pictures`` is how
-    many it will bring.
+    many it will bring. ``regenerates`` is what is drawn again, where that was asked for.
     """
 
     job_id: UUID
@@ -47,6 +60,7 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     ttl_seconds: int | None = None
     recipe: str = ""
     pictures: int = 1
+    regenerates: Original | None = None
 
 
 @event("job.retried")
@@ -130,7 +144,8 @@ class JobCompleted(Event, frozen=True, kw_only=True):
 
     A ``cached`` job got the pictures of an earlier one with the same recipe, and no attempt was started.
     ``submitted_seq`` is where its request stands, 0 when it was answered at once: then its request, and a
-    stored and a ready for each picture, stand right before this event.
+    stored and a ready for each picture, stand right before this event. ``regenerated`` compares with what
+    the job was to draw again.
     """
 
     job_id: UUID
@@ -143,6 +158,7 @@ class JobCompleted(Event, frozen=True, kw_only=True):
     cached: bool = False
     recipe: str = ""
     submitted_seq: int = 0
+    regenerated: Regenerated | None = None
 
 
 @event("job.failed")

@@ -54,6 +54,7 @@ def submitted(event: JobSubmitted, record: Recorded) -> Iterable[Change]:
             "character_id": event.character_id,
             "batch_id": event.batch_id,
             "ttl_seconds": event.ttl_seconds,
+            "regenerates": event.regenerates.asset_id if event.regenerates else None,
             "cached": False,
             "assets": [],
             "submitted_seq": record.seq,
@@ -127,6 +128,7 @@ def completed(event: JobCompleted, record: Recorded) -> Iterable[Change]:
         completed_at=record.meta.at,
         cached=event.cached,
         assets=event.assets,
+        regenerated=event.regenerated,
         **_UNLOCKED,
     )
 
@@ -157,11 +159,13 @@ def cancelled(event: JobCancelled, record: Recorded) -> Iterable[Change]:
 _COLUMNS = """
 select id, status, job_type, job_params, priority, user_id, session_id, character_id, batch_id, attempts,
        max_attempts, created_at, started_at, completed_at, error_code, error_message, cached, assets,
-       submitted_seq, admitted_seq, seq
+       submitted_seq, admitted_seq, seq, regenerates, regenerated
 from generation_queue
 """
 
 _JOB = f"{_COLUMNS} where id = $1 and ($2::text is null or user_id = $2)"
+
+_REGENERATING = f"{_COLUMNS} where regenerates = $1 and ($2::text is null or user_id = $2) order by seq"
 
 _BATCH = f"{_COLUMNS} where batch_id = $1 and ($2::text is null or user_id = $2) order by submitted_seq"
 
@@ -188,6 +192,11 @@ from unnest($2::text[]) as s (status)
 async def job(connection: Connection, id_: UUID, tenant: str | None) -> asyncpg.Record | None:
     """One job, if the tenant may see it."""
     return await connection.fetchrow(_JOB, id_, tenant)
+
+
+async def regenerating(connection: Connection, asset_id: UUID, tenant: str | None) -> list[asyncpg.Record]:
+    """The jobs that were to draw an asset again."""
+    return await connection.fetch(_REGENERATING, asset_id, tenant)
 
 
 async def batch(connection: Connection, id_: UUID, tenant: str | None) -> list[asyncpg.Record]:

@@ -26,7 +26,7 @@ from forge.comfyui.folders import Folders
 from forge.comfyui.protocol import Output
 from forge.comfyui.workflows import Workflow, labels, render
 from forge.commands import Jobs, Loaded, no_entries
-from forge.domain.assets import produced
+from forge.domain.assets import answers, produced, regenerated
 from forge.domain.ids import asset_id, prompt_id
 from forge.domain.jobs import (
     Adopt,
@@ -141,11 +141,11 @@ class Attempt:
         if not drawn_at or self.loaded.job.status is not Status.PENDING:
             return False
         found = await shelf.recall(request.recipe, drawn_at)
-        if not found:
+        if not found or not answers(request.regenerates, found):
             return False
         now = datetime.now(UTC)
         pictures = [shelf.lent(picture, request, now) for picture in found]
-        command = Reuse(tuple(map(produced, pictures)), now)
+        command = Reuse(tuple(map(produced, pictures)), now, regenerated(request.regenerates, pictures))
         await self._act(command, "reuse", before=partial(self.studio.library.entries, pictures))
         return True
 
@@ -207,11 +207,14 @@ class Attempt:
             )
 
     def _workflow(self) -> Workflow:
-        job_type = self.loaded.request.job_type
+        request, job_type = self.loaded.request, self.loaded.request.job_type
         try:
-            return self.studio.workflows[job_type]
+            workflow = self.studio.workflows[job_type]
         except KeyError:
             raise WorkflowInvalid(f"this forge has no job type {job_type!r} any more") from None
+        if request.regenerates is not None and workflow.version != request.workflow_version:
+            raise WorkflowInvalid(f"job type {job_type!r} has changed since, so it would be another recipe")
+        return workflow
 
     # --------------------------------------------------------------- keeping
 
@@ -239,8 +242,10 @@ class Attempt:
                 studio.capacity.took(picture.size_bytes)
                 pictures.append(self._stored(position, picture, path))
             # the folder goes afterwards: nobody should wait for that
-            made = tuple(map(produced, pictures))
-            command = Complete(order.attempt, studio.worker, made, datetime.now(UTC))
+            made, wanted = tuple(map(produced, pictures)), self.loaded.request.regenerates
+            command = Complete(
+                order.attempt, studio.worker, made, datetime.now(UTC), regenerated(wanted, pictures)
+            )
             await self._act(command, "complete", before=partial(studio.library.entries, pictures))
         await self._tidy(comfy)
 
