@@ -103,8 +103,7 @@ def main() -> None:
         f"{len(_plateau(found))} of {len(found.samples)} samples are behind the warm-up"
     )
     harness.show("soak", where, how, [_table(figures), _beside(found, found.end)])
-    told = [msgspec.structs.asdict(figure) for figure in figures]
-    harness.write(given.json, "soak", where, found=found, figures=told)
+    harness.write(given.json, "soak", where, found=found, figures=[figure.told() for figure in figures])
     bad = [figure.what for figure in figures if figure.fails and (not given.short or figure.exact)]
     sys.exit(f"not as wanted: {', '.join(bad)}" if bad else 0)
 
@@ -266,6 +265,11 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str = ""
     fails: bool = False
     exact: bool = False
+
+    def told(self) -> harness.Figure:
+        """As ``forge bench`` shows it; *unclear* is neither yes nor no."""
+        met = None if self.verdict == "unclear" else not self.fails
+        return harness.Figure(what=self.what, reached=self.reached, wanted=self.wanted, met=met)
 
 
 def _plateau(found: Found) -> list[Sample]:

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
 from forge.cli.keys import keys
 from forge.cli.settings import settings
@@ -38,5 +39,5 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings):
+for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, bench):
     cli.add_command(command)
