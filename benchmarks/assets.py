@@ -61,7 +61,6 @@ class Filled(msgspec.Struct, frozen=True):
     size: int
     url: str
     connection: Any
-    wire: Any
 
 
 def main() -> None:
@@ -102,9 +101,7 @@ async def _filled(place: servers.Place, size: int) -> str:
 
 
 async def _rounds(count: int, times: int, dsns: dict[int, str], urls: dict[int, str]) -> Found:
-    tables = [
-        Filled(size, url, await asyncpg.connect(dsns[size]), await connect(url)) for size, url in urls.items()
-    ]
+    tables = [Filled(size, url, await asyncpg.connect(dsns[size])) for size, url in urls.items()]
     found: Found = {shape: {table.size: {"query": [], "route": []} for table in tables} for shape in SHAPES}
     for nth in range(-1, count):
         for shape, by_size in found.items():
@@ -115,12 +112,12 @@ async def _rounds(count: int, times: int, dsns: dict[int, str], urls: dict[int, 
                     by_size[table.size]["route"].append(route)
     for table in tables:
         await table.connection.close()
-        table.wire.close()
     return found
 
 
 async def _measured(table: Filled, shape: Shape, times: int, round_: int) -> tuple[float, float]:
     query, route = [], []
+    wire = await connect(table.url)  # one that stays idle for long is hung up on
     for nth in range(round_ * times, (round_ + 1) * times):
         asked = shape(table.size, abs(nth))
         wanted = _wanted(asked)
@@ -129,8 +126,9 @@ async def _measured(table: Filled, shape: Shape, times: int, round_: int) -> tup
         page = await inventory.page(table.connection, asked.tenant, wanted, "-created_at", None, LIMIT + 1)
         query.append(time.perf_counter() - began)
         began = time.perf_counter()
-        await _answered(table.wire, request, min(len(page), LIMIT))
+        await _answered(wire, request, min(len(page), LIMIT))
         route.append(time.perf_counter() - began)
+    wire.close()
     return _p99_ms(query), _p99_ms(route)
 
 
@@ -150,7 +148,7 @@ def _get(url: str, asked: Asked) -> bytes:
 async def _answered(wire: Connection, request: bytes, items: int) -> None:
     status, body = await wire.ask(request)
     if status != 200 or body.count(b'"content_hash"') != items:
-        raise SystemExit(f"forge answered {status}, wanted {items} assets: {body[:500]!r}")
+        raise SystemExit(f"{request!r} was answered {status}, wanted {items} assets: {body[:500]!r}")
 
 
 def _p99_ms(seconds: list[float]) -> float:

@@ -141,7 +141,7 @@ async def _soak(given: argparse.Namespace, place: servers.Place, forge: str) -> 
     found = Found(jobs=given.jobs, ttl=given.ttl)
     async with Sampler(place) as sampler:
         began = time.monotonic()
-        await _Load(forge, given.jobs, given.in_flight, sampler, found).run()
+        await Load(forge, given.jobs, given.in_flight, sampler, found).run()
         found.seconds = time.monotonic() - began
         found.end = await _emptied(sampler, place, found)
     after = _plateau(found)[0].done if _plateau(found) else 0
@@ -150,7 +150,7 @@ async def _soak(given: argparse.Namespace, place: servers.Place, forge: str) -> 
     return found
 
 
-class _Load:
+class Load:
     """So many jobs in flight until all are over, with a sample now and then."""
 
     def __init__(self, url: str, jobs: int, in_flight: int, sampler: Sampler, found: Found) -> None:

@@ -116,16 +116,14 @@ class Watch:
             "nats-server serves": lambda: any(self._nats.glob("*.ports")),
             "database made": lambda: (self._database() / "PG_VERSION").exists(),
             "Postgres serves": self._postgres_serves,
+            "API answers": self._answers,
         }
         while due:
             for step, seen in list(due.items()):
-                if seen():
+                if await asyncio.to_thread(seen):
                     self.reached(step)
                     del due[step]
             await asyncio.sleep(_LOOK_SECONDS)
-        while not await asyncio.to_thread(self._answers):
-            await asyncio.sleep(_LOOK_SECONDS)
-        self.reached("API answers")
 
     def _database(self) -> Path:
         elsewhere = self._postgres / "elsewhere"
