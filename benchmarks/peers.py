@@ -7,8 +7,8 @@ flight and every 5 ms for each in flight with more; then its picture is fetched.
 each of a colour of its own.
 
 *Burst*: ten clients post and do not wait. *Killed*: thirty jobs of 200 ms, the whole service is killed with
-SIGKILL when ten are over, started again, and asked for every job it took. *ComfyUI restarted*: the same,
 SIGKILL when ten are over, started again, and asked for every job it took. *ComfyUI restarted*: the same, but
+it is ComfyUI that forgets its queue and its history. *Crowd*: 32 jobs of one user, then one of another: how
 many of them ended first.
 """
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import harness
 from benchmarks.__main__ import NAMES, there
 from click.testing import CliRunner
 
+from benchmarks import harness
 from forge.cli import cli
 
 FOLDER = Path(harness.__file__).parent
@@ -39,7 +40,7 @@ def test_a_figure_says_whether_it_was_reached(median: float, met: bool) -> None:
 def test_an_installed_package_says_where_the_benchmarks_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("forge.cli.bench._ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules["forge.cli.bench"], "_ROOT", tmp_path)
     said = CliRunner().invoke(cli, ["bench", "--short"])
     assert said.exit_code == 1
     assert "./forge bench" in said.output
