@@ -28,7 +28,7 @@ from benchmarks.remembered import explained
 from benchmarks.soak import LEAK_BYTES, Load
 from benchmarks.trend import Trend, trend, verdict
 
-JOBS, WARM_UP, SHORT = 1000, 1000, 40
+JOBS, WARM_UP, SHORT = 1000, 4000, 40
 NAMES = ("api", "worker")
 
 

@@ -386,7 +386,8 @@ def main() -> None:
         place.environ["FORGE_RATE_PER_HOUR"] = "0"
         where = harness.environment(place.root)
         found = asyncio.run(_all(given, place, comfyui))
-    how = f"one run, 1/10/100 in flight with {'/'.join(str(jobs) for jobs in LEVELS.values())} jobs"
+    jobs = "/".join(str(max(level, count // 10 if given.short else count)) for level, count in LEVELS.items())
+    how = f"one run, 1/10/100 in flight with {jobs} jobs"
     harness.show("peers", where, how, [_table(found)])
     harness.write(given.json, "peers", where, rows=found)
 
