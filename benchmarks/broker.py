@@ -1,6 +1,6 @@
 """What nats-server keeps in memory of the log: ``python -m benchmarks.broker [--jobs N]``.
 
-A bare nats-server with forge's streams is sent what a job writes, six events of its subjects, without forge. Its
+A bare nats-server with forge's streams is sent what a job writes, six events of its subjects. Its
 RSS is sampled while the log grows: with subjects of their own for each job, as forge writes; with six
 subjects for all jobs; and at the end when it was idle for a while and after it was started again.
 """
