@@ -20,10 +20,11 @@ from rich.table import Table
 
 from benchmarks import harness, servers
 from benchmarks.asked import SUBMIT, bust, user
-from benchmarks.harness import Measured
+from benchmarks.harness import Figure, Measured
 from benchmarks.wire import connect, post
 
 CLIENTS = (1, 10, 100)
+WANTED = 0.7
 
 Rounds = dict[int, dict[str, list[Measured]]]
 
@@ -36,7 +37,7 @@ def main() -> None:
         with servers.bare_route(place, size) as route:
             rounds = asyncio.run(_rounds(given.rounds, given.seconds, place, forge, route, size))
     where["message_bytes"] = size
-    harness.report(given, "accept", where, [_table(rounds), _costs(rounds)], rounds)
+    harness.report(given, "accept", where, [_table(rounds), _costs(rounds)], rounds, _figures(rounds))
 
 
 async def _rounds(
@@ -99,6 +100,23 @@ def _table(rounds: Rounds) -> Table:
             latency("route", "p95_ms"),
         )
     return table
+
+
+def _figures(rounds: Rounds) -> list[Figure]:
+    figures = []
+    for clients, found in rounds.items():
+        rates = {name: [one.rate for one in mine] for name, mine in found.items()}
+        medians = {name: harness.spread(mine).median for name, mine in rates.items()}
+        figures.append(
+            harness.figure(
+                f"accepted requests of the bare route, {clients} clients",
+                harness.ratio(rates["forge"], rates["route"]),
+                runs=len(found["forge"]),
+                beside="{forge:.0f} of {route:.0f} /s; publish {publish:.0f}".format(**medians),
+                at_least=WANTED,
+            )
+        )
+    return figures
 
 
 def _costs(rounds: Rounds) -> Table:

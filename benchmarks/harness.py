@@ -47,6 +47,7 @@ class Measured(msgspec.Struct, frozen=True):
     total: int
     refused: int = 0
     cpu_ms: dict[str, float] = {}
+    p99_ms: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -62,6 +63,47 @@ class Spread(msgspec.Struct, frozen=True):
 
     def shown(self, digits: int = 1) -> str:
         return f"{self.median:.{digits}f} ({self.least:.{digits}f}–{self.most:.{digits}f})"
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of ``forge bench``: what, what was reached in so many runs, beside which yardstick of the same
+    run, what is wanted, and whether it was ``met``; None where nothing is wanted or too little was seen."""
+
+    what: str
+    reached: str
+    runs: int = 1
+    beside: str = ""
+    wanted: str = ""
+    met: bool | None = None
+    value: Spread | None = None
+
+
+def figure(
+    what: str,
+    found: Spread,
+    unit: str = "",
+    *,
+    runs: int,
+    digits: int = 2,
+    beside: str = "",
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
+    """A figure whose median is compared with one bound, or with none."""
+    wanted, met = "", None
+    if at_least is not None:
+        wanted, met = f"≥ {at_least:g} {unit}", found.median >= at_least
+    if at_most is not None:
+        wanted, met = f"≤ {at_most:g} {unit}", found.median <= at_most
+    return Figure(
+        what=what,
+        reached=f"{found.shown(digits)} {unit}".strip(),
+        runs=runs,
+        beside=beside,
+        wanted=wanted.strip(),
+        met=met,
+        value=found,
+    )
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -107,6 +149,7 @@ class Measuring:
             seconds=self.closes - self.opens,
             p50_ms=cuts[49] * 1e3,
             p95_ms=cuts[94] * 1e3,
+            p99_ms=cuts[98] * 1e3,
             total=self.total,
             refused=self.refused,
         )
@@ -146,14 +189,18 @@ def tell(result: Measured) -> None:
 # ----------------------------------------------------------------- the command
 
 
-def command(description: str, rounds: int, seconds: float) -> argparse.Namespace:
-    """The options every benchmark has; ``--short`` only proves that it works."""
+def command(
+    description: str, rounds: int, seconds: float, *more: tuple[str, dict[str, Any]]
+) -> argparse.Namespace:
+    """The options every benchmark has, and ``more`` of its own; ``--short`` only proves that it works."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="one quick round, to see that it works")
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each pair [%(default)s]")
     parser.add_argument("--seconds", type=float, default=seconds, help="seconds a measurement [%(default)s]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value of every round here")
     parser.add_argument("--dir", type=Path, help="where the servers keep their files [/var/tmp]")
+    for name, how in more:
+        parser.add_argument(name, **how)
     given = parser.parse_args()
     if given.short:
         given.rounds, given.seconds = 1, 0.4
@@ -197,27 +244,37 @@ def _fsync_seconds(directory: Path, times: int = 100) -> float:
 
 
 def report(
-    given: argparse.Namespace, name: str, where: dict[str, Any], tables: Sequence[Table], rounds: Any
+    given: argparse.Namespace,
+    name: str,
+    where: dict[str, Any],
+    tables: Sequence[Table],
+    rounds: Any,
+    figures: Sequence[Figure] = (),
 ) -> None:
-    """Print the environment and the tables; with ``--json`` write every value of every round."""
+    """Print the environment and the tables; with ``--json`` write every value of every round, and the figures
+    that ``forge bench`` shows."""
     show(
         name, where, f"{given.rounds} rounds of {given.seconds} s; median (least–most) of the rounds", tables
     )
-    write(given.json, name, where, seconds=given.seconds, rounds=rounds)
+    write(given.json, name, where, seconds=given.seconds, rounds=rounds, figures=figures)
 
 
 def show(name: str, where: dict[str, Any], how: str, tables: Sequence[Table]) -> None:
     """Print the environment, how it was measured, and the tables."""
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(
-        f"[bold]{name}[/bold] · {where['cpu']}, {where['cores']} cores · fsync {where['fsync_us']} µs · "
-        f"load {where['load_average'][0]} · Python {where['python']} · "
-        + " ".join(f"{package} {version}" for package, version in where["versions"].items()),
-        soft_wrap=True,
-    )
+    console.print(heading(name, where), soft_wrap=True)
     console.print(how)
     for table in tables:
         console.print(table)
+
+
+def heading(name: str, where: dict[str, Any]) -> str:
+    """The environment in one line, for rich."""
+    return (
+        f"[bold]{name}[/bold] · {where['cpu']}, {where['cores']} cores · fsync {where['fsync_us']} µs · "
+        f"load {where['load_average'][0]} · Python {where['python']} · "
+        + " ".join(f"{package} {version}" for package, version in where["versions"].items())
+    )
 
 
 def write(file: Path | None, name: str, where: dict[str, Any], **found: Any) -> None:

@@ -16,7 +16,7 @@ import secrets
 from rich.table import Table
 
 from benchmarks import harness, servers
-from benchmarks.harness import Measured, Spread
+from benchmarks.harness import Figure, Measured, Spread
 
 IN_FLIGHT = {"bare": (1, 3), "forge": (1, 10, 100)}
 _COLORS = 4_000_003
@@ -35,7 +35,8 @@ def main() -> None:
     ):
         where = harness.environment(place.root)
         rounds = asyncio.run(_rounds(given.rounds, given.seconds, place.pids, forge, comfyui))
-    harness.report(given, "pipeline", where, [_table(rounds), _verdict(rounds), _costs(rounds)], rounds)
+    tables = [_table(rounds), _verdict(rounds), _costs(rounds)]
+    harness.report(given, "pipeline", where, tables, rounds, _figures(rounds))
 
 
 async def _rounds(count: int, seconds: float, pids: dict[str, int], forge: str, comfyui: str) -> Rounds:
@@ -77,12 +78,45 @@ def _verdict(rounds: Rounds) -> Table:
     table = Table(title="forge beside the bare client, round by round")
     for column in ("figure", "reached", "wanted"):
         table.add_column(column)
-    best = [max(a.rate, b.rate) for a, b in zip(*rounds["bare"].values(), strict=True)]
+    best = _best(rounds)
     table.add_row("added to the median, 1 in flight", f"{_added(rounds).shown(2)} ms", "≤ 10 ms")
     for in_flight, found in rounds["forge"].items():
         share = harness.ratio([one.rate for one in found], best)
         table.add_row(f"throughput, {in_flight} in flight", share.shown(2), "≥ 0.9" if in_flight > 1 else "")
     return table
+
+
+def _best(rounds: Rounds) -> list[float]:
+    """The rate of the better bare client, round by round."""
+    return [max(a.rate, b.rate) for a, b in zip(*rounds["bare"].values(), strict=True)]
+
+
+def _figures(rounds: Rounds) -> list[Figure]:
+    bare, best = rounds["bare"][1], _best(rounds)
+    p50 = harness.spread([one.p50_ms for one in bare]).median
+    figures = [
+        harness.figure(
+            "added to a job's median, 1 in flight",
+            _added(rounds),
+            "ms",
+            runs=len(bare),
+            digits=1,
+            beside=f"bare client {p50:.1f} ms",
+            at_most=10,
+        )
+    ]
+    for in_flight, found in rounds["forge"].items():
+        rates = [one.rate for one in found]
+        figures.append(
+            harness.figure(
+                f"jobs/s of the better bare client, {in_flight} in flight",
+                harness.ratio(rates, best),
+                runs=len(found),
+                beside=f"{harness.spread(rates).median:.0f} of {harness.spread(best).median:.0f} /s",
+                at_least=0.9 if in_flight > 1 else None,
+            )
+        )
+    return figures
 
 
 def _added(rounds: Rounds) -> Spread:

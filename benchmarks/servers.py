@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def place(directory: Path | None) -> Iterator[Place]:
                 "FORGE_NATS_URL": nats.start(),
                 "FORGE_POSTGRES_DSN": postgres.start(),
                 "FORGE_DATA_DIR": str(root / "data"),
-                "FORGE_WORKFLOWS_DIR": str(_job_type(root / "workflows")),
+                "FORGE_WORKFLOWS_DIR": str(job_type(root / "workflows")),
                 "FORGE_RATE_PER_HOUR": "1000000000",
                 "FORGE_QUEUE_LIMIT": "100000000",
                 "FORGE_LOG_LEVEL": "WARNING",
@@ -97,17 +97,20 @@ def process(name: str, words: list[str], at: Place, **variables: str) -> Iterato
 
 
 @contextmanager
-def forge_api(at: Place) -> Iterator[str]:
+def forge_api(
+    at: Place, name: str = "api", command: Sequence[str] = ("forge",), **variables: str
+) -> Iterator[str]:
     """The API of forge; its URL."""
     port = free_port()
-    with process("api", ["forge", "api", "--open-to-loopback"], at, FORGE_PORT=str(port)) as child:
+    words = [*command, "api", "--open-to-loopback"]
+    with process(name, words, at, **variables, FORGE_PORT=str(port)) as child:
         yield _ready(f"http://127.0.0.1:{port}", "/livez", child)
 
 
 @contextmanager
-def forge_worker(at: Place, comfyui: str) -> Iterator[None]:
+def forge_worker(at: Place, comfyui: str, command: Sequence[str] = ("forge",)) -> Iterator[None]:
     """A worker with every role."""
-    with process("worker", ["forge", "worker"], at, FORGE_COMFYUI_URLS=comfyui):
+    with process("worker", [*command, "worker"], at, FORGE_COMFYUI_URLS=comfyui):
         yield
 
 
@@ -148,7 +151,7 @@ def _ready(url: str, path: str, child: OwnedProcess) -> str:
     return url
 
 
-def _job_type(folder: Path) -> Path:
+def job_type(folder: Path) -> Path:
     folder.mkdir()
     (folder / f"{JOB_TYPE}.json").write_bytes(msgspec.json.encode(_GRAPH))
     (folder / f"{JOB_TYPE}.toml").write_text(_DESCRIPTION)

@@ -103,8 +103,7 @@ def main() -> None:
         f"{len(_plateau(found))} of {len(found.samples)} samples are behind the warm-up"
     )
     harness.show("soak", where, how, [_table(figures), _beside(found, found.end)])
-    told = [msgspec.structs.asdict(figure) for figure in figures]
-    harness.write(given.json, "soak", where, found=found, figures=told)
+    harness.write(given.json, "soak", where, found=found, figures=[figure.told() for figure in figures])
     bad = [figure.what for figure in figures if figure.fails and (not given.short or figure.exact)]
     sys.exit(f"not as wanted: {', '.join(bad)}" if bad else 0)
 
@@ -142,7 +141,7 @@ async def _soak(given: argparse.Namespace, place: servers.Place, forge: str) -> 
     found = Found(jobs=given.jobs, ttl=given.ttl)
     async with Sampler(place) as sampler:
         began = time.monotonic()
-        await _Load(forge, given.jobs, given.in_flight, sampler, found).run()
+        await Load(forge, given.jobs, given.in_flight, sampler, found).run()
         found.seconds = time.monotonic() - began
         found.end = await _emptied(sampler, place, found)
     after = _plateau(found)[0].done if _plateau(found) else 0
@@ -151,7 +150,7 @@ async def _soak(given: argparse.Namespace, place: servers.Place, forge: str) -> 
     return found
 
 
-class _Load:
+class Load:
     """So many jobs in flight until all are over, with a sample now and then."""
 
     def __init__(self, url: str, jobs: int, in_flight: int, sampler: Sampler, found: Found) -> None:
@@ -266,6 +265,11 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str = ""
     fails: bool = False
     exact: bool = False
+
+    def told(self) -> harness.Figure:
+        """As ``forge bench`` shows it; *unclear* is neither yes nor no."""
+        met = None if self.verdict == "unclear" else not self.fails
+        return harness.Figure(what=self.what, reached=self.reached, wanted=self.wanted, met=met)
 
 
 def _plateau(found: Found) -> list[Sample]:

@@ -42,6 +42,8 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send one whole request; its status and body."""
+        if self._transport.is_closing():
+            raise ConnectionError("the server hung up before this request")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer

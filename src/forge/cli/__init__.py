@@ -7,6 +7,7 @@ import sys
 import click
 
 from forge.cli.at import at
+from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
 from forge.cli.keys import keys
 from forge.cli.settings import settings
@@ -40,5 +41,5 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif):
+for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif, bench):
     cli.add_command(command)
