@@ -189,7 +189,7 @@ class AssetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AssetPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Assets in the asked order; a ``total_estimate`` of 10001 stands for more than 10000."""
+    """Assets in the asked order; a ``total_estimate`` of 1001 stands for more than 1000."""
 
     items: list[AssetView]
     next_cursor: str | None

@@ -230,17 +230,26 @@ where r.user_id = $1
         and (n.created_at, n.job_id, n.position) > (r.created_at, r.job_id, r.position)
   ){_FACETS}"""
 
+# Everybody's list goes along the assets, or, where a character or session is wanted, along their references:
+# no plan would find by itself that these are few.
 _ALL = f"""
 from asset_inventory a join lateral (
     select * from asset_reference n
     where n.asset_id = a.id
-      and ($6::text is null or n.character_id = $6)
-      and ($7::text is null or n.session_id = $7)
     order by n.created_at desc, n.job_id desc, n.position desc limit 1
 ) r on true
+where $1::text is null and $6::text is null and $7::text is null
+  and ($9::timestamptz is null or a.created_at > $9)
+  and ($10::timestamptz is null or a.created_at < $10){_FACETS}"""
+
+_ALL_REFERRED = f"""
+from (
+    select distinct on (n.asset_id) n.* from asset_reference n
+    where ($6::text is null or n.character_id = $6)
+      and ($7::text is null or n.session_id = $7)
+    order by n.asset_id, n.created_at desc, n.job_id desc, n.position desc
+) r join asset_inventory a on a.id = r.asset_id
 where $1::text is null
-  and ($6::text is null or a.id in (select asset_id from asset_reference where character_id = $6))
-  and ($7::text is null or a.id in (select asset_id from asset_reference where session_id = $7))
   and ($9::timestamptz is null or a.created_at > $9)
   and ($10::timestamptz is null or a.created_at < $10){_FACETS}"""
 
@@ -251,8 +260,11 @@ _PINNED = "exists (select from asset_reference p where p.asset_id = a.id and p.u
 _OWN = {
     _MINE: f""", r.created_at, r.expires_at, {_PINNED} as pinned, coalesce(u.reads, 0) as access_count,
        u.last_at as last_accessed_at, greatest(a.seq, r.seq, u.seq) as seq""",
-    _ALL: """, a.created_at, a.expires_at, a.pinned, a.access_count, a.last_accessed_at,
+    **dict.fromkeys(
+        (_ALL, _ALL_REFERRED),
+        """, a.created_at, a.expires_at, a.pinned, a.access_count, a.last_accessed_at,
        greatest(a.seq, r.seq, a.accessed_seq) as seq""",
+    ),
 }
 
 # order → (key of a tenant's list, key of everybody's, its type, direction)
@@ -264,7 +276,18 @@ _ORDERS = {
 }
 ORDERS = tuple(_ORDERS)
 
-_ESTIMATE = {rows: f"select count(*) from (select 1 {rows} limit 10001) c" for rows in (_MINE, _ALL)}
+MOST_COUNTED = 1001
+"""What an estimate says at most: counting is dearer than the page itself."""
+
+_COUNTED = {  # every asset has a reference, so where none is asked about none need be found
+    _MINE: _MINE,
+    _ALL: f"from asset_inventory a {_ALL[_ALL.index('where $1') :]}",
+    _ALL_REFERRED: _ALL_REFERRED,
+}
+_ESTIMATE = {
+    rows: f"select count(*) from (select 1 {counted} limit {MOST_COUNTED}) c"
+    for rows, counted in _COUNTED.items()
+}
 
 _REFERENCES = """
 select r.job_id, r.user_id, r.session_id, r.character_id, r.seq, r.file_size_bytes, a.asset_type,
@@ -307,6 +330,12 @@ def _literal(word: str) -> str:
     return word
 
 
+def _rows(tenant: str | None, wanted: Wanted) -> str:
+    if tenant is not None:
+        return _MINE
+    return _ALL if wanted.character_id is None and wanted.session_id is None else _ALL_REFERRED
+
+
 async def page(
     connection: Connection,
     tenant: str | None,
@@ -316,7 +345,7 @@ async def page(
     limit: int,
 ) -> list[asyncpg.Record]:
     """Assets in one of ``ORDERS`` behind the place of ``after``, each with its newest reference."""
-    rows = _ALL if tenant is None else _MINE
+    rows = _rows(tenant, wanted)
     mine, all_, kind, direction = _ORDERS[order]
     key, beyond = all_ if tenant is None else mine, "<" if direction == "desc" else ">"
     place = f"and ($11::{kind} is null or ({key}, a.id) {beyond} ($11, $12::uuid))"
@@ -325,15 +354,14 @@ async def page(
 
 
 async def estimate(connection: Connection, tenant: str | None, wanted: Wanted) -> int:
-    """How many assets the list holds; 10001 stands for more than 10000."""
-    rows = _ALL if tenant is None else _MINE
-    count: int = await connection.fetchval(_ESTIMATE[rows], *_arguments(tenant, wanted))
+    """How many assets the list holds, at most ``MOST_COUNTED``, which stands for more."""
+    count: int = await connection.fetchval(_ESTIMATE[_rows(tenant, wanted)], *_arguments(tenant, wanted))
     return count
 
 
 async def asset(connection: Connection, id_: UUID, tenant: str | None) -> asyncpg.Record | None:
     """One asset with its newest reference, if the tenant has one."""
-    rows = _ALL if tenant is None else _MINE
+    rows = _rows(tenant, Wanted())
     sql = f"{_COLUMNS}{_OWN[rows]}{rows} and a.id = $11"
     return await connection.fetchrow(sql, *_arguments(tenant, Wanted()), id_)
 
