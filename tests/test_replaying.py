@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
+from click.testing import CliRunner
 from nats.aio.client import Client
 
 import factories as make
@@ -17,6 +20,7 @@ from factories import job_id, meta
 from folding import tables
 from forge import database, replaying, topology
 from forge.broker import connect
+from forge.cli import cli
 from forge.database import Pool
 from forge.embedded import EmbeddedNats
 from forge.errors import ReplayRefused
@@ -366,3 +370,46 @@ async def test_an_emptied_database_is_filled_again(
         for name in ("asset_usage", "upload", "resource_usage_log"):
             assert set(before[name]) <= set(after[name])
         assert len(after["generation_queue"]) == 21
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_the_command_knows_every_projection() -> None:
+    assert [p.name for p in PROJECTIONS] == list(sys.modules["forge.cli.replay"].PROJECTIONS)
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["all", "--drop-old"]])
+def test_what_makes_no_sense_is_refused(words: list[str]) -> None:
+    said = CliRunner().invoke(cli, ["replay", *words])
+    assert said.exit_code == 2
+    assert "Usage: " in said.output
+
+
+async def test_the_command_says_what_it_did(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, database_dsn: str
+) -> None:
+    async def replay(*words: str) -> tuple[int | None, str, str]:
+        places = {"FORGE_NATS_URL": nats_server.url, "FORGE_POSTGRES_DSN": database_dsn}
+        command = [sys.executable, "-m", "forge", "replay", *words]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=os.environ | places, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    last = await write(nats_client, range(10))
+    status, out, err = await replay("all")
+    assert status == 0, err
+    assert f"{last} events" in out
+    assert "reading: " in err
+    await pool.execute("delete from generation_queue")
+    status, out, err = await replay("inventory")
+    assert (status, "the same as before, byte for byte: inventory" in out) == (0, True), out + err
+    status, out, err = await replay("queue", "--json")
+    assert (status, out) == (2, "")
+    assert "generation_queue has 0 rows, rebuilt 10" in err
+    status, out, err = await replay("queue", "--replace")
+    assert (status, "generation_queue had 0 rows and has 10 now" in out) == (0, True), err
+    assert await replay("--drop-old") == (0, "the kept tables are gone\n", "")
+    assert await replay("--drop-old") == (0, "no tables were kept\n", "")

@@ -21,7 +21,7 @@ _PLAIN_SECONDS = 2.0
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="NAME...", type=click.Choice([*PROJECTIONS, "all"]))
+@click.argument("names", nargs=-1, metavar="NAME", type=click.Choice([*PROJECTIONS, "all"]))
 @data_dir_option
 @click.option("--replace", is_flag=True, help="Also where the live tables differ; those are kept.")
 @click.option("--drop-old", is_flag=True, help="Let go the tables that were kept, and do nothing else.")
@@ -30,6 +30,8 @@ def replay(
     names: tuple[str, ...], data_dir: Path | None, replace: bool, drop_old: bool, as_json: bool
 ) -> None:
     """Rebuild tables from the log while forge serves.
+
+    Each NAME is one of these; any number at once.
 
     \b
     queue      generation_queue: every job
