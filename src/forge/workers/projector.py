@@ -15,8 +15,10 @@ from contextlib import aclosing, asynccontextmanager
 import msgspec
 from nats.aio.client import Client
 
+from forge import guard
 from forge.database import Connection, Pool, answering
-from forge.errors import Conflict, DatabaseUnavailable
+from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable
+from forge.eventstore import EventStore
 from forge.follower import follow
 from forge.projections.inventory import inventory
 from forge.projections.projection import Projection, advance
@@ -41,6 +43,7 @@ async def run(nc: Client, pool: Pool) -> None:
 
     Raises:
         LogUnreadable: the event that stopped it, by sequence.
+        LogDamaged: events that were taken in are gone, or others are missing.
     """
     async with asyncio.TaskGroup() as group:
         for stream in (EVENTS, METRICS):
@@ -53,13 +56,33 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     while True:
         try:
             async with _connected(pool) as connection:
+                if stream == EVENTS:
+                    await guard.check(EventStore(nc), connection)
+                else:
+                    await _look_for_new_samples(EventStore(nc, stream), connection)
                 positions = {p.name: await p.position(connection) for p in projections}
                 pause = 0.1
                 await _advance(nc, connection, stream, projections, positions)
-        except (DatabaseUnavailable, Conflict) as error:
+        except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
             log.warning("projecting is interrupted", extra={"stream": stream, "reason": str(error)})
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
+
+
+_USAGE = "select seq, event_id from projection_checkpoint where projection = 'usage'"
+_ANEW = "update projection_checkpoint set seq = 0, event_id = null where projection = 'usage'"
+
+
+async def _look_for_new_samples(samples: EventStore, connection: Connection) -> None:
+    """A stream of samples may be lost without harm: one that began anew is read from its start."""
+    row = await connection.fetchrow(_USAGE)
+    if row is None:
+        return
+    there = await guard.extent(samples)
+    found = await samples.id_at(row["seq"]) if there.first <= row["seq"] <= there.last else None
+    if there.last < row["seq"] or (found and row["event_id"] and found != str(row["event_id"])):
+        log.warning("the stream of samples began anew", extra={"was_at": row["seq"], "ends_at": there.last})
+        await connection.execute(_ANEW)
 
 
 @asynccontextmanager
