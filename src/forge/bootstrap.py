@@ -142,12 +142,14 @@ async def _generation(
     from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
+    from forge.workers.thumbnails import Thumbnails
 
     patient = patience(
         unreachable=settings.comfyui_unreachable_seconds,
         cancel=settings.comfyui_cancel_seconds,
         quarantine=settings.comfyui_quarantine_seconds,
     )
+    workshop = await stack.enter_async_context(Workshop())
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
@@ -159,7 +161,8 @@ async def _generation(
         folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
-        workshop=await stack.enter_async_context(Workshop()),
+        workshop=workshop,
+        thumbnails=Thumbnails(store, workshop),
         ttl_of=settings.ttl_of,
         capacity=Capacity(settings),
     )
