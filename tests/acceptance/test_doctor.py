@@ -293,6 +293,13 @@ async def test_keys_that_can_be_guessed(a_system: Clinic) -> None:
     found = await a_system.names("keys", "operator:me", "16 random", FORGE_API_KEYS="operator:me:hunter2")
     assert "hunter2" not in found.found + found.remedy
     await a_system.names("keys", "there is no key", "forge keys create", FORGE_API_KEYS="")
+    file = a_system.system.root / "keys"
+    file.write_text(f"operator:ops:{SECRET}\n")
+    assert await a_system.examined(FORGE_API_KEYS="", FORGE_API_KEYS_FILE=str(file)) == {}
+    file.write_text("king:ops:secret")
+    await a_system.names(
+        "settings", "FORGE_API_KEYS", "another value", FORGE_API_KEYS="", FORGE_API_KEYS_FILE=str(file)
+    )
 
 
 async def test_the_command_says_it_in_lines_and_in_json_and_by_its_status(a_system: Clinic) -> None:

@@ -415,6 +415,8 @@ def _explained(name: str, facts: Facts) -> bool:
 
 
 def keys(facts: Facts) -> Verdicts:
+    if any(wrong.startswith("FORGE_API_KEYS") for wrong in facts.invalid):
+        seen(Away("FORGE_API_KEYS cannot be used", behind="settings"))
     bootstrap = facts.settings.api_keys
     weak = [f"{key.role}:{key.user}" for key in bootstrap if len(key.secret) < LEAST_SECRET]
     if weak:

@@ -128,12 +128,15 @@ def _settings(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
             name = error.detail.partition("=")[0]
             if left.pop(name, None) is None:  # a default that does not fit another one of its kind
                 kind = name[: name.index("_", len("FORGE_")) + 1]
-                left = {key: value for key, value in left.items() if not key.startswith(kind)}
+                kept = {key: value for key, value in left.items() if not key.startswith(kind)}
+                left = kept if len(kept) < len(left) else {}
 
 
 def _strange(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables that look like forge's and are none → the one that may be meant."""
-    known = {about.variable for about in describe().values()} | _NOT_SETTINGS
+    about = describe().values()
+    known = {one.variable for one in about} | {f"{one.variable}_FILE" for one in about if one.secret}
+    known |= _NOT_SETTINGS
     names = sorted(name for name in environ if name.startswith("FORGE_") and name not in known)
     return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "") for name in names}
 
