@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from uuid import uuid4
 import uvloop
 from nats.aio.client import Client
 
-from forge import database, telemetry, topology
+from forge import database, replaying, telemetry, topology
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -30,6 +30,7 @@ from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
+from forge.replaying import Rebuilt, Step, rebuild
 from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
@@ -73,6 +74,29 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
         yield Keys(EventStore(nc))
     finally:
         await nc.close()
+
+
+async def replay(
+    settings: Settings, names: Collection[str], *, replace: bool, progress: Callable[[Step], None]
+) -> Rebuilt:
+    """Rebuild the tables of some projections from the log, see :func:`forge.replaying.rebuild`."""
+    from forge.workers.projector import PROJECTIONS
+
+    await _migrated(settings)
+    async with AsyncExitStack() as stack:
+        nc = await connect(settings.nats_url, "replay")
+        stack.push_async_callback(nc.close)
+        pool = await stack.enter_async_context(
+            database.opened(settings.postgres_dsn, most=3, command_timeout=600.0)
+        )
+        chosen = [projection for projection in PROJECTIONS if projection.name in names]
+        return await rebuild(nc, pool, chosen, replace=replace, progress=progress)
+
+
+async def drop_old(settings: Settings) -> bool:
+    """Let go what a replay left or replaced, see :func:`forge.replaying.drop_old`."""
+    async with database.opened(settings.postgres_dsn, most=1) as pool:
+        return await replaying.drop_old(pool)
 
 
 # ------------------------------------------------------------------- workers
