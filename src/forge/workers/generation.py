@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from nats.aio.client import Client
 
+from forge.errors import NotFound
 from forge.events.jobs import JobCancelled
 from forge.follower import follow
 from forge.telemetry import span
@@ -86,9 +87,16 @@ class Generation:
             log.error("thrown out: not an order", extra={"subject": delivery.subject, "error": str(error)})
             return Outcome.DONE
         with self.cancellations.watch(order.job_id) as cancelled:
-            loaded = await self.studio.jobs.load(
-                order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
-            )
-            fields = {"forge.job": str(order.job_id), "forge.attempt": order.attempt}
-            with span("forge.job.run", loaded.requested.traceparent, fields):
+            try:
+                loaded = await self.studio.jobs.load(
+                    order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
+                )
+            except NotFound as error:  # looking again finds no more, and meanwhile it would hold a place
+                log.error(
+                    "thrown out: an order for no job",
+                    extra={"subject": delivery.subject, "error": error.detail},
+                )
+                return Outcome.DONE
+            about = {"forge.job": str(order.job_id), "forge.attempt": order.attempt}
+            with span("forge.job.run", loaded.requested.traceparent, about):
                 return await Attempt(self.studio, order, loaded, delivery).run(cancelled)
