@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from uuid import uuid4
 import uvloop
 from nats.aio.client import Client
 
-from forge import database, telemetry, topology
+from forge import database, replaying, telemetry, topology
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -30,6 +30,7 @@ from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
+from forge.replaying import Rebuilt, Step, rebuild
 from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
@@ -73,6 +74,29 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
         yield Keys(EventStore(nc))
     finally:
         await nc.close()
+
+
+async def replay(
+    settings: Settings, names: Collection[str], *, replace: bool, progress: Callable[[Step], None]
+) -> Rebuilt:
+    """Rebuild the tables of some projections from the log, see :func:`forge.replaying.rebuild`."""
+    from forge.workers.projector import PROJECTIONS
+
+    await _migrated(settings)
+    async with AsyncExitStack() as stack:
+        nc = await connect(settings.nats_url, "replay")
+        stack.push_async_callback(nc.close)
+        pool = await stack.enter_async_context(
+            database.opened(settings.postgres_dsn, most=3, command_timeout=600.0)
+        )
+        chosen = [projection for projection in PROJECTIONS if projection.name in names]
+        return await rebuild(nc, pool, chosen, replace=replace, progress=progress)
+
+
+async def drop_old(settings: Settings) -> bool:
+    """Let go what a replay left or replaced, see :func:`forge.replaying.drop_old`."""
+    async with database.opened(settings.postgres_dsn, most=1) as pool:
+        return await replaying.drop_old(pool)
 
 
 # ------------------------------------------------------------------- workers
@@ -142,12 +166,14 @@ async def _generation(
     from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
+    from forge.workers.thumbnails import Thumbnails
 
     patient = patience(
         unreachable=settings.comfyui_unreachable_seconds,
         cancel=settings.comfyui_cancel_seconds,
         quarantine=settings.comfyui_quarantine_seconds,
     )
+    workshop = await stack.enter_async_context(Workshop())
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
@@ -159,7 +185,8 @@ async def _generation(
         folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
-        workshop=await stack.enter_async_context(Workshop()),
+        workshop=workshop,
+        thumbnails=Thumbnails(store, workshop),
         ttl_of=settings.ttl_of,
         capacity=Capacity(settings),
     )

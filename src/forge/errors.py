@@ -24,6 +24,7 @@
     ├── Unavailable                 a server forge needs does not answer: 503, try again
     │   ├── LogUnavailable
     │   ├── DatabaseUnavailable
+    │   │   └── TablesMissing       somebody emptied it: the tables are made again from the log
     │   ├── DiskFull                the asset volume has no room
     │   ├── Overloaded              memory is short
     │   ├── NothingDeletedNow       what would go cannot be known for certain
@@ -35,6 +36,7 @@
     ├── SettingInvalid              a variable of the environment has a bad value
     ├── WorkflowInvalid             a job type's two files are wrong
     ├── MigrationFailed             the database cannot be brought to this version
+    ├── ReplayRefused               tables cannot be rebuilt, or what was rebuilt is not what is there
     ├── ServerFailed                an embedded server did not start
     ├── PictureRefused              bytes that are not a picture forge accepts
     ├── StoreFailed                 the asset volume refused a write
@@ -228,6 +230,12 @@ class DatabaseUnavailable(Unavailable):
     code = "database_unavailable"
 
 
+class TablesMissing(DatabaseUnavailable):
+    """The database was emptied; its tables are made again from the log."""
+
+    code = "tables_missing"
+
+
 class DiskFull(Unavailable):
     """The asset volume is full; nothing is taken until there is room again."""
 
@@ -293,6 +301,12 @@ class MigrationFailed(ForgeError):
     """The database cannot be brought to this version."""
 
     code = "migration_failed"
+
+
+class ReplayRefused(ForgeError):
+    """The tables cannot be rebuilt now, or what was rebuilt is not what is there."""
+
+    code = "replay_refused"
 
 
 class ServerFailed(ForgeError):

@@ -33,7 +33,7 @@ HOPS = {
     "forge.picture.keep": "forge.job.run",
     "forge.job.conclude": "forge.job.run",
 }
-"""Every hop of a request that is drawn, and in which it lies; events are appended and projected in several."""
+"""Every hop of a request that is drawn, and in which it lies; events are appended and projected in more."""
 
 
 @pytest.fixture(scope="module")

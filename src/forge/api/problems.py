@@ -86,6 +86,7 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.SettingInvalid: _INTERNAL,
     errors.WorkflowInvalid: _INTERNAL,
     errors.MigrationFailed: _INTERNAL,
+    errors.ReplayRefused: _INTERNAL,
     errors.ServerFailed: _INTERNAL,
     errors.ComfyError: _INTERNAL,
 }

@@ -10,6 +10,7 @@ from forge.cli.at import at
 from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
 from forge.cli.keys import keys
+from forge.cli.replay import replay
 from forge.cli.settings import settings
 from forge.cli.sim import sim
 from forge.cli.systems import api, demo, dev, setup, worker
@@ -41,5 +42,5 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif, bench):
+for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif, replay, bench):
     cli.add_command(command)

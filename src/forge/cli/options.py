@@ -51,10 +51,12 @@ def dev_environment(
 
 
 def _given() -> dict[str, str]:
-    """The environment; a variable of forge's that is set to nothing counts as not set."""
-    return {
-        name: value for name, value in os.environ.items() if value.strip() or not name.startswith("FORGE_")
-    }
+    """The environment with its secrets; a variable of forge's that is set to nothing counts as not set."""
+    from forge.settings import opened
+
+    return opened(
+        {name: value for name, value in os.environ.items() if value.strip() or not name.startswith("FORGE_")}
+    )
 
 
 def _place(data_dir: Path | None) -> Path:

@@ -107,12 +107,14 @@ class Projection:
 
 # ----------------------------------------------------------------- advancing
 
+# A projection that was somewhere and has no row any more is not begun in the middle.
 _ADVANCE = """
 insert into projection_checkpoint as c (projection, version, seq)
-select name, version, $4 from unnest($1::text[], $2::integer[]) as given (name, version)
-on conflict (projection) do update set version = excluded.version, seq = excluded.seq
+select name, version, $4
+from unnest($1::text[], $2::integer[], $3::bigint[]) as given (name, version, before)
+where before = 0 or exists (select from projection_checkpoint p where p.projection = name)
+on conflict (projection) do update set seq = excluded.seq
 where c.version = excluded.version and c.seq = ($3::bigint[])[array_position($1, c.projection)]
-   or c.version < excluded.version
 returning projection
 """
 

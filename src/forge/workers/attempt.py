@@ -66,6 +66,7 @@ from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
+from forge.workers.thumbnails import Thumbnails
 
 log = logging.getLogger("forge.generation")
 
@@ -87,6 +88,7 @@ class Studio(msgspec.Struct, frozen=True):
     workflows: dict[str, Workflow]
     store: Store
     workshop: Workshop
+    thumbnails: Thumbnails
     ttl_of: Callable[[str], int]
     capacity: Capacity
 
@@ -249,6 +251,8 @@ class Attempt:
                 order.attempt, studio.worker, made, datetime.now(UTC), regenerated(wanted, pictures)
             )
             await self._conclude(command, "complete", pictures)
+            for stored in pictures:
+                studio.thumbnails.want(stored)
         await self._tidy(comfy)
 
     @part("forge.comfyui.fetch", kind=CLIENT)
