@@ -186,9 +186,10 @@ class System:
         }.get(kind, ["worker", "--roles", kind])
         if kind == "sim":
             words += ["--render-ms", self.render_ms, "--record", str(self.record_of(name))]
-        return Command(words, self.root / "log" / f"{name}.log", self._environ(name))
+        return Command(words, self.root / "log" / f"{name}.log", self.environ(name))
 
-    def _environ(self, name: str) -> dict[str, str]:
+    def environ(self, name: str) -> dict[str, str]:
+        """The variables of a member."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORGE_")}
         return {
             **inherited,

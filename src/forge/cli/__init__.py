@@ -9,6 +9,7 @@ import click
 from forge.cli.at import at
 from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
+from forge.cli.doctor import doctor
 from forge.cli.keys import keys
 from forge.cli.replay import replay
 from forge.cli.settings import settings
@@ -42,5 +43,20 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif, replay, bench):
+for command in (
+    demo,
+    dev,
+    setup,
+    api,
+    worker,
+    cleanup,
+    sim,
+    doctor,
+    keys,
+    settings,
+    at,
+    whatif,
+    replay,
+    bench,
+):
     cli.add_command(command)

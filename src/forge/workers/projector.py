@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client
 
-from forge import database
+from forge import database, guard
 from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
 from forge.events.envelope import Recorded
@@ -56,6 +56,7 @@ async def run(nc: Client, pool: Pool) -> None:
 
     Raises:
         LogUnreadable: the event that stopped it, by sequence.
+        LogDamaged: events that were taken in are gone, or others are missing.
     """
     async with asyncio.TaskGroup() as group:
         for stream in (EVENTS, METRICS):
@@ -68,6 +69,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     while True:
         try:
             async with _connected(pool) as connection:
+                await _look_at(EventStore(nc, stream), connection)
                 again = await due(connection, projections, await EventStore(nc, stream).head())
                 present = [p for p in projections if p not in again]
                 positions = {p.name: await p.position(connection) for p in present}
@@ -126,6 +128,34 @@ async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_USAGE = "select seq, event_id from projection_checkpoint where projection = 'usage'"
+_ANEW = "update projection_checkpoint set seq = 0, event_id = null where projection = 'usage'"
+
+
+async def _look_at(events: EventStore, connection: Connection) -> None:
+    """See whether a stream is the one that was read before. One of samples may be lost without harm: where it
+    began anew it is read from its start.
+
+    Raises:
+        LogDamaged: the log is not.
+    """
+    if events.stream == EVENTS:
+        await guard.check(events, connection)
+    else:
+        await _look_for_new_samples(events, connection)
+
+
+async def _look_for_new_samples(samples: EventStore, connection: Connection) -> None:
+    row = await connection.fetchrow(_USAGE)
+    if row is None:
+        return
+    there = await guard.extent(samples)
+    found = await samples.id_at(row["seq"]) if there.first <= row["seq"] <= there.last else None
+    if there.last < row["seq"] or (found and row["event_id"] and found != str(row["event_id"])):
+        log.warning("the stream of samples began anew", extra={"was_at": row["seq"], "ends_at": there.last})
+        await connection.execute(_ANEW)
 
 
 @asynccontextmanager
