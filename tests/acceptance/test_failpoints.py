@@ -62,6 +62,7 @@ def crowds() -> list[Crowd]:
         pytest.param(FOLLOWERS, id="followers"),
     ],
 )
+@pytest.mark.fault("K1", "K2", "K3", "K4")
 async def test_killed_at_every_step_nothing_is_lost_or_twice(
     places: tuple[str, ...], system: System, witness: Witness, failpoints: Failpoints, crowds: list[Crowd]
 ) -> None:

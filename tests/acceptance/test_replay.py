@@ -58,6 +58,7 @@ async def test_it_rebuilds_while_jobs_complete_and_readers_read(
     assert await _everything(system) == before
 
 
+@pytest.mark.fault("D9")
 async def test_one_that_is_killed_is_run_again(system: System, witness: Witness, crowds: list[Crowd]) -> None:
     async with _busy(system, crowds):
         for nth in range(3):
@@ -70,6 +71,7 @@ async def test_one_that_is_killed_is_run_again(system: System, witness: Witness,
     await _judged(witness, crowds)
 
 
+@pytest.mark.fault("D9")
 async def test_a_wiped_database_is_rebuilt_while_forge_serves(
     system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
