@@ -11,6 +11,7 @@ import pytest
 
 from api.making import completed
 from api.serving import Serve, Served
+from forge.broker import request as ask
 from forge.settings import Settings
 
 SWATCH = {"job_type": "ui_icon", "params": {"width": 256, "height": 256}}
@@ -99,3 +100,16 @@ async def test_the_same_recipe_is_answered_at_once(
     assert stats["cache"]["hits"] == 1
     another = (await mei.post("/jobs", json=SWATCH)).json()
     assert another["status"] == "pending", "another seed is another picture"
+
+
+@pytest.mark.fault("B1")
+async def test_a_full_log_is_the_systems_fault_and_says_when_to_come_again(
+    served: Served, mei: httpx.AsyncClient
+) -> None:
+    nc = served.parts.nc
+    config = msgspec.json.decode(await ask(nc, "STREAM.INFO.FORGE_EVENTS"))["config"]
+    await ask(nc, "STREAM.UPDATE.FORGE_EVENTS", config | {"max_bytes": 1})
+    refused = await mei.post("/jobs", json=SWATCH)
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True), refused.text
+    await ask(nc, "STREAM.UPDATE.FORGE_EVENTS", config)
+    assert (await mei.post("/jobs", json=SWATCH)).status_code == 202

@@ -99,7 +99,7 @@ class Attempt:
     def __init__(self, studio: Studio, order: Order, loaded: Loaded, delivery: Delivery) -> None:
         self.studio, self.order, self.loaded, self.delivery = studio, order, loaded, delivery
         self.prompt = prompt_id(order.job_id, order.attempt)
-        # of two deliveries of one order to this very worker, too, only one may take the other's act for its own
+        # of two deliveries of one order, to this very worker too, none may take the other's act for its own
         self._self = f"{studio.worker}/{uuid4().hex[:8]}"
 
     async def run(self, cancelled: asyncio.Event) -> Outcome:
