@@ -99,10 +99,10 @@ class Projection:
     def changes(self, records: Sequence[Recorded]) -> list[Change]:
         """What these events change, in order."""
         found: list[Change] = []
+        handlers = self.handlers
         for record in records:
-            handler = self.handlers.get(type(record.event))
-            if handler is not None:
-                found.extend(handler(record.event, record))
+            if (handler := handlers.get(type(record.event))) is not None:
+                found += handler(record.event, record)
         return found
 
     async def position(self, connection: Connection) -> int:
@@ -191,6 +191,10 @@ class _Pending(msgspec.Struct):
         """Rows of one shape are written by one statement."""
         return self.table.name, tuple(self.created), self.latest, tuple(self.put), tuple(self.added)
 
+    @property
+    def values(self) -> dict[str, Any]:
+        return self.created | self.put | self.added if self.put or self.added else self.created
+
 
 class _Layer:
     """Changes of which no two are about the same, unless they are merged or made by one statement."""
@@ -204,7 +208,7 @@ class _Layer:
         for row in self.rows.values():
             shapes.setdefault(row.shape, []).append(row)
         for rows in shapes.values():
-            given = [row.created | row.put | row.added for row in rows]
+            given = [row.values for row in rows]
             await connection.execute(_statement(rows[0]), given)
         for sql, args in self.runs.items():
             await connection.execute(sql, *map(list, zip(*args, strict=True)))
