@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -20,6 +21,7 @@ from nats.aio.client import Client
 from forge import database, guard
 from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
+from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
 from forge.follower import follow
 from forge.projections.inventory import inventory
@@ -29,6 +31,7 @@ from forge.projections.stats import stats
 from forge.projections.uploads import uploads
 from forge.projections.usage import usage
 from forge.replaying import LONG, due, rebuild
+from forge.telemetry import afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
 
 log = logging.getLogger("forge.projector")
@@ -37,6 +40,9 @@ PROJECTIONS = (queue, inventory, stats, uploads, usage)
 PACE_SECONDS = 0.02
 """From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
 log in batches. A transaction costs as much as ten events."""
+
+_FRESH_SECONDS = 60.0
+"""An older event is read again, or late: whoever looks at its trace does not ask when."""
 
 LOOK_SECONDS = 2.0
 """How often a projector looks whether what it wrote is still there."""
@@ -163,9 +169,23 @@ async def _advance(
     async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
         async for batch in batches:
             if batch.records:
-                began = now()
+                began, since = now(), time.time()
                 positions = await advance(connection, projections, batch.records, positions)
+                if collecting():
+                    _tell(batch.records, since)
                 await nc.publish(
                     CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
                 )
                 await asyncio.sleep(max(0.0, PACE_SECONDS - (now() - began)))
+
+
+def _tell(records: Sequence[Recorded], began: float) -> None:
+    """That the tables have these events, in the trace of each."""
+    for record in records:
+        if began - record.meta.at.timestamp() < _FRESH_SECONDS:
+            afterwards(
+                "forge.project",
+                record.meta.traceparent,
+                began,
+                {"forge.event": record.event.type, "forge.seq": record.seq, "forge.batch": len(records)},
+            )
