@@ -47,7 +47,6 @@ from forge.errors import (
 )
 from forge.events.envelope import Recorded
 from forge.projections import queue as table
-from forge.telemetry import span
 from forge.topology import job_of_anybody
 
 Asked = Request[Any, Any, Any]
@@ -86,8 +85,7 @@ async def submit(request: Asked) -> Response[JobView]:
     asked = await edge.body(request, _submit)
     job_id = new_id() if key is None else keyed_job_id(caller.user, key)
     made = _request(parts, asked, "", id=job_id, keyed=key is not None, fingerprint=fingerprint(asked))
-    with span("forge.request", request.headers.get("traceparent", "")):
-        [loaded] = await parts.admissions.submit(caller.user, [made], actor=caller.actor)
+    [loaded] = await parts.admissions.submit(caller.user, [made], actor=caller.actor)
     view = job_of_log(parts.live.places, loaded)
     parts.live.wrote(view.seq)
     return Response(view, headers={"location": f"{request.scope['path']}/{view.id}"})
@@ -109,8 +107,7 @@ async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     asked = await edge.body(request, _submit_batch)
     batch_id = new_id() if key is None else derived_id("batch", caller.user, key)
     made = _requests(parts, asked, batch_id, caller.user, key)
-    with span("forge.request", request.headers.get("traceparent", "")):
-        loaded = await parts.admissions.submit(caller.user, made, actor=caller.actor)
+    loaded = await parts.admissions.submit(caller.user, made, actor=caller.actor)
     views = [job_of_log(parts.live.places, job) for job in loaded]
     answer = BatchAccepted(batch_id=batch_id, jobs=views, seq=max(view.seq for view in views))
     parts.live.wrote(answer.seq)
