@@ -19,7 +19,7 @@ from uuid import uuid4
 import uvloop
 from nats.aio.client import Client
 
-from forge import database, replaying, telemetry, topology
+from forge import database, guard, replaying, telemetry, topology
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -52,10 +52,12 @@ async def setup(settings: Settings) -> list[str]:
 
     Raises:
         TopologyDiffers, MigrationFailed: what cannot be changed, and why.
+        LogDamaged: there is a log, and it is not whole.
         LogUnavailable, DatabaseUnavailable: a server does not answer.
     """
     nc = await connect(settings.nats_url, "setup")
     try:
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         done = [f"{change.name}: {change.outcome}" for change in await topology.apply(nc)]
     finally:
         await nc.close()
@@ -112,6 +114,7 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, "worker")
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         await topology.apply(nc)
         endless, draining = await _roles(stack, nc, settings, roles, stop)
         log.info("working", extra={"roles": sorted(roles)})
@@ -135,9 +138,9 @@ async def _roles(
 
         endless.append(Dispatcher(nc).run())
     if "projector" in roles:
-        from forge.workers import projector
+        from forge.workers import archivist, projector
 
-        endless.append(projector.run(nc, pool))
+        endless += [projector.run(nc, pool), archivist.run(nc, pool)]
     if "generation" in roles:
         draining.append(await _generation(stack, nc, events, store, settings, stop))
     if "cleanup" in roles:
@@ -237,6 +240,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, "api")
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         await topology.apply(nc)
         try:
             await database.migrate(settings.postgres_dsn)

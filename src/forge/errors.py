@@ -32,6 +32,8 @@
     ├── StaleAttempt                a result came from an attempt that is no longer current
     ├── Conflict                    the log moved on since the decision was made: load, decide again
     ├── LogUnreadable               an event in the log cannot be decoded
+    ├── LogDamaged                  events are missing from the log, or it is another one
+    ├── ArchiveDamaged              the second copy of the log does not hold together
     ├── TopologyDiffers             a stream or consumer cannot be changed into what the file says
     ├── SettingInvalid              a variable of the environment has a bad value
     ├── WorkflowInvalid             a job type's two files are wrong
@@ -277,6 +279,28 @@ class LogUnreadable(ForgeError):
     """An event in the log cannot be decoded."""
 
     code = "log_unreadable"
+
+
+class LogDamaged(ForgeError):
+    """The log is not whole."""
+
+    code = "log_damaged"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the log is not whole: {reason}. Nothing was changed; what to do stands in docs/RUNBOOK.md "
+            "under `the log is not whole`"
+        )
+
+
+class ArchiveDamaged(ForgeError):
+    """The second copy of the log does not hold together."""
+
+    code = "archive_damaged"
+
+    def __init__(self, seq: int, reason: str) -> None:
+        self.seq = seq
+        super().__init__(f"the second copy of the log does not hold at event {seq}: {reason}")
 
 
 class TopologyDiffers(ForgeError):

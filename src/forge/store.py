@@ -36,6 +36,7 @@ import msgspec
 
 from forge.canonical import FORMATS, Picture
 from forge.errors import PictureRefused, StoreMissing, refusal
+from forge.telemetry import part
 
 MARKER = ".forge-store"
 
@@ -149,6 +150,7 @@ class Store:
             raise
         return size
 
+    @part("forge.picture.keep")
     async def keep(self, picture: Picture, kind: Kind = "assets") -> Path:
         """Move a developed picture to its name; returns its path relative to `root`.
 

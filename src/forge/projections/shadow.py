@@ -218,9 +218,10 @@ def _count(sums: Sums) -> int:
 # ------------------------------------------------------------------- swapping
 
 _TAKE_OVER = """
-insert into {live}.projection_checkpoint as c (projection, version, seq)
-select projection, version, seq from {shadow}.projection_checkpoint
-on conflict (projection) do update set version = excluded.version, seq = excluded.seq
+insert into {live}.projection_checkpoint as c (projection, version, seq, event_id)
+select projection, version, seq, event_id from {shadow}.projection_checkpoint
+on conflict (projection) do update
+set version = excluded.version, seq = excluded.seq, event_id = excluded.event_id
 """
 
 

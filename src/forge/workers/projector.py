@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
 from nats.aio.client import Client
 
-from forge import database
+from forge import database, guard
 from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
+from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
 from forge.follower import follow
 from forge.projections.inventory import inventory
@@ -29,6 +31,7 @@ from forge.projections.stats import stats
 from forge.projections.uploads import uploads
 from forge.projections.usage import usage
 from forge.replaying import LONG, due, rebuild
+from forge.telemetry import afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
 
 log = logging.getLogger("forge.projector")
@@ -37,6 +40,9 @@ PROJECTIONS = (queue, inventory, stats, uploads, usage)
 PACE_SECONDS = 0.02
 """From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
 log in batches. A transaction costs as much as ten events."""
+
+_FRESH_SECONDS = 60.0
+"""An older event is read again, or late: whoever looks at its trace does not ask when."""
 
 LOOK_SECONDS = 2.0
 """How often a projector looks whether what it wrote is still there."""
@@ -50,6 +56,7 @@ async def run(nc: Client, pool: Pool) -> None:
 
     Raises:
         LogUnreadable: the event that stopped it, by sequence.
+        LogDamaged: events that were taken in are gone, or others are missing.
     """
     async with asyncio.TaskGroup() as group:
         for stream in (EVENTS, METRICS):
@@ -61,7 +68,8 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     pause = 0.1
     while True:
         try:
-            async with _connected(pool) as connection:
+            async with database.held(pool) as connection:
+                await _look_at(EventStore(nc, stream), connection)
                 again = await due(connection, projections, await EventStore(nc, stream).head())
                 present = [p for p in projections if p not in again]
                 positions = {p.name: await p.position(connection) for p in present}
@@ -122,25 +130,32 @@ async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@asynccontextmanager
-async def _connected(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
-    that crashed may have lost the last commits, and they are to be taken in again.
+_USAGE = "select seq, event_id from projection_checkpoint where projection = 'usage'"
+_ANEW = "update projection_checkpoint set seq = 0, event_id = null where projection = 'usage'"
+
+
+async def _look_at(events: EventStore, connection: Connection) -> None:
+    """See whether a stream is the one that was read before. One of samples may be lost without harm: where it
+    began anew it is read from its start.
 
     Raises:
-        DatabaseUnavailable: there is none, or it is gone.
+        LogDamaged: the log is not.
     """
-    now = asyncio.get_running_loop().time
-    async with answering(), asyncio.timeout(None) as held, pool.acquire() as connection:
+    if events.stream == EVENTS:
+        await guard.check(events, connection)
+    else:
+        await _look_for_new_samples(events, connection)
 
-        def lost(_: object) -> None:
-            held.reschedule(now())
 
-        connection.add_termination_listener(lost)
-        try:
-            yield connection
-        finally:
-            connection.remove_termination_listener(lost)
+async def _look_for_new_samples(samples: EventStore, connection: Connection) -> None:
+    row = await connection.fetchrow(_USAGE)
+    if row is None:
+        return
+    there = await guard.extent(samples)
+    found = await samples.id_at(row["seq"]) if there.first <= row["seq"] <= there.last else None
+    if there.last < row["seq"] or (found and row["event_id"] and found != str(row["event_id"])):
+        log.warning("the stream of samples began anew", extra={"was_at": row["seq"], "ends_at": there.last})
+        await connection.execute(_ANEW)
 
 
 async def _advance(
@@ -154,9 +169,23 @@ async def _advance(
     async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
         async for batch in batches:
             if batch.records:
-                began = now()
+                began, since = now(), time.time()
                 positions = await advance(connection, projections, batch.records, positions)
+                if collecting():
+                    _tell(batch.records, since)
                 await nc.publish(
                     CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
                 )
                 await asyncio.sleep(max(0.0, PACE_SECONDS - (now() - began)))
+
+
+def _tell(records: Sequence[Recorded], began: float) -> None:
+    """That the tables have these events, in the trace of each."""
+    for record in records:
+        if began - record.meta.at.timestamp() < _FRESH_SECONDS:
+            afterwards(
+                "forge.project",
+                record.meta.traceparent,
+                began,
+                {"forge.event": record.event.type, "forge.seq": record.seq, "forge.batch": len(records)},
+            )
