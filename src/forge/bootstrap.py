@@ -161,9 +161,9 @@ async def _roles(
 
         endless.append(Dispatcher(nc).run())
     if "projector" in roles:
-        from forge.workers import projector
+        from forge.workers import archivist, projector
 
-        endless.append(projector.run(nc, pool))
+        endless += [projector.run(nc, pool), archivist.run(nc, pool)]
     if "generation" in roles:
         draining.append(await _generation(stack, nc, events, store, settings, stop))
     if "cleanup" in roles:

@@ -83,6 +83,7 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.PictureRefused: Kind(422, "Not an acceptable picture"),
     errors.LogUnreadable: _INTERNAL,
     errors.LogDamaged: _INTERNAL,
+    errors.ArchiveDamaged: _INTERNAL,
     errors.TopologyDiffers: _INTERNAL,
     errors.SettingInvalid: _INTERNAL,
     errors.WorkflowInvalid: _INTERNAL,

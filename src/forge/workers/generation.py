@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from nats.aio.client import Client
 
+from forge.errors import NotFound
 from forge.events.jobs import JobCancelled
 from forge.follower import follow
 from forge.telemetry import CONSUMER, about, span
@@ -88,9 +89,14 @@ class Generation:
             return Outcome.DONE
         about(job=str(order.job_id), attempt=str(order.attempt))
         with in_hand.track_inprogress(), self.cancellations.watch(order.job_id) as cancelled:
-            loaded = await self.studio.jobs.load(
-                order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
-            )
+            try:
+                loaded = await self.studio.jobs.load(
+                    order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
+                )
+            except NotFound as error:  # looking again finds no more, and meanwhile it would hold a place
+                gone = {"subject": delivery.subject, "error": error.detail}
+                log.error("thrown out: an order for no job", extra=gone)
+                return Outcome.DONE
             about(correlation=loaded.requested.correlation)
             parent = order.traceparent or loaded.requested.traceparent
             fields = {"forge.job": str(order.job_id), "forge.attempt": str(order.attempt)}

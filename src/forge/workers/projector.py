@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -69,7 +69,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     pause = 0.1
     while True:
         try:
-            async with _connected(pool) as connection:
+            async with database.held(pool) as connection:
                 await _look_at(EventStore(nc, stream), connection)
                 again = await due(connection, projections, await EventStore(nc, stream).head())
                 present = [p for p in projections if p not in again]
@@ -158,27 +158,6 @@ async def _look_for_new_samples(samples: EventStore, connection: Connection) -> 
     if there.last < row["seq"] or (found and row["event_id"] and found != str(row["event_id"])):
         log.warning("the stream of samples began anew", extra={"was_at": row["seq"], "ends_at": there.last})
         await connection.execute(_ANEW)
-
-
-@asynccontextmanager
-async def _connected(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
-    that crashed may have lost the last commits, and they are to be taken in again.
-
-    Raises:
-        DatabaseUnavailable: there is none, or it is gone.
-    """
-    now = asyncio.get_running_loop().time
-    async with answering(), asyncio.timeout(None) as held, pool.acquire() as connection:
-
-        def lost(_: object) -> None:
-            held.reschedule(now())
-
-        connection.add_termination_listener(lost)
-        try:
-            yield connection
-        finally:
-            connection.remove_termination_listener(lost)
 
 
 async def _advance(
