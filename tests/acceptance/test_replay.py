@@ -115,7 +115,7 @@ async def _read(system: System, seen: Counter[int]) -> None:
 
 def _command(system: System, name: str, *words: str) -> Command:
     log = system.root / "log" / f"{name}.log"
-    return Command(["replay", *words], log, system._environ(name))
+    return Command(["replay", *words], log, system.environ(name))
 
 
 async def _replayed(system: System, name: str, *words: str) -> dict[str, Any]:
