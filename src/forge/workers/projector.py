@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from forge.projections.usage import usage
 from forge.replaying import LONG, due, rebuild
 from forge.telemetry import afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
+from forge.workers import numbers
 
 log = logging.getLogger("forge.projector")
 
@@ -68,7 +69,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     pause = 0.1
     while True:
         try:
-            async with _connected(pool) as connection:
+            async with database.held(pool) as connection:
                 await _look_at(EventStore(nc, stream), connection)
                 again = await due(connection, projections, await EventStore(nc, stream).head())
                 present = [p for p in projections if p not in again]
@@ -78,6 +79,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
                 work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, present))
                 await _first_of(*work)
         except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
+            numbers.interruptions.labels(stream).inc()
             log.warning("projecting is interrupted", extra={"stream": stream, "reason": str(error)})
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -158,27 +160,6 @@ async def _look_for_new_samples(samples: EventStore, connection: Connection) -> 
         await connection.execute(_ANEW)
 
 
-@asynccontextmanager
-async def _connected(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
-    that crashed may have lost the last commits, and they are to be taken in again.
-
-    Raises:
-        DatabaseUnavailable: there is none, or it is gone.
-    """
-    now = asyncio.get_running_loop().time
-    async with answering(), asyncio.timeout(None) as held, pool.acquire() as connection:
-
-        def lost(_: object) -> None:
-            held.reschedule(now())
-
-        connection.add_termination_listener(lost)
-        try:
-            yield connection
-        finally:
-            connection.remove_termination_listener(lost)
-
-
 async def _advance(
     nc: Client,
     connection: Connection,
@@ -192,6 +173,7 @@ async def _advance(
             if batch.records:
                 began, since = now(), time.time()
                 positions = await advance(connection, projections, batch.records, positions)
+                numbers.projected(stream, batch.records, since, time.time())
                 if collecting():
                     _tell(batch.records, since)
                 await nc.publish(
