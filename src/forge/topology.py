@@ -7,7 +7,10 @@ with a literal prefix (a job's facts, a character's assets): see decision 2 in `
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import msgspec
 from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
-from forge.errors import TopologyDiffers
+from forge.errors import NotSetUp, TopologyDiffers
 from forge.events.assets import (
     AssetFault,
     AssetGivenUp,
@@ -34,12 +37,16 @@ from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
 from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 
+log = logging.getLogger("forge.topology")
+
 EVENTS = "FORGE_EVENTS"
 DISPATCH = "FORGE_DISPATCH"
 METRICS = "FORGE_METRICS"
 ASSETS_READY = "FORGE_ASSETS_READY"
 GENERATION = "generation"
 CLEANUP = "cleanup"
+GENERATION_CONSUMER = f"{DISPATCH}.{GENERATION}"
+CLEANUP_CONSUMER = f"{EVENTS}.{CLEANUP}"
 
 POOL = "main"
 """The one pool of places there is: one preferred ComfyUI and its fallbacks."""
@@ -258,14 +265,43 @@ async def apply(nc: Client, folder: Path | None = None) -> list[Change]:
         TopologyDiffers: the server refuses a change; says which fields differ and why it refused.
         LogUnavailable: no answer.
     """
+    return [await _apply(nc, path, body) for path, body in _declared(folder).items()]
+
+
+async def await_setup(nc: Client, needed: Sequence[str], within: float = 30.0) -> None:
+    """Wait until streams (``FORGE_EVENTS``) and consumers (``FORGE_EVENTS.cleanup``) are there.
+
+    One that is not as the files say is worth a warning: during a roll-out the versions differ for a while.
+
+    Raises:
+        NotSetUp: something is missing; says what, and what to do.
+        LogUnavailable: no answer.
+    """
+    deadline, declared, told = asyncio.get_running_loop().time() + within, _declared(), False
+    while True:
+        there = {path: await _existing(nc, path) for path in needed}
+        missing = [path for path, config in there.items() if config is None]
+        if not missing:
+            break
+        what = f"{', '.join(missing)} missing on the NATS server: run `forge setup`"
+        if asyncio.get_running_loop().time() > deadline:
+            raise NotSetUp(what)
+        if not told:
+            told = True
+            log.warning("waiting: %s", what)
+        await asyncio.sleep(0.1)
+    for path, config in there.items():
+        if differing := _differing(_config(path, declared[path]), config or {}):
+            log.warning("%s differs in %s: run `forge setup`", path, ", ".join(sorted(differing)))
+
+
+def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Path → body of the request that makes it, streams first."""
     folder = folder or files() / "nats"
     streams: list[dict[str, Any]] = msgspec.json.decode((folder / "streams.json").read_bytes())
     consumers: list[dict[str, Any]] = msgspec.json.decode((folder / "consumers.json").read_bytes())
-    done = [await _apply(nc, "STREAM", config["name"], config, config) for config in streams]
-    for entry in consumers:
-        path = f"{entry['stream_name']}.{entry['config']['durable_name']}"
-        done.append(await _apply(nc, "CONSUMER", path, entry["config"], entry))
-    return done
+    named = {f"{entry['stream_name']}.{entry['config']['durable_name']}": entry for entry in consumers}
+    return {config["name"]: config for config in streams} | named
 
 
 async def places(nc: Client) -> int:
@@ -274,12 +310,13 @@ async def places(nc: Client) -> int:
     return int(info["config"]["max_msgs"])
 
 
-async def _apply(nc: Client, kind: str, path: str, config: dict[str, Any], body: dict[str, Any]) -> Change:
-    there = await _existing(nc, kind, path)
+async def _apply(nc: Client, path: str, body: dict[str, Any]) -> Change:
+    kind, config = _kind(path), _config(path, body)
+    there = await _existing(nc, path)
     if there is None:
         verb, outcome = f"{kind}.CREATE.{path}", "created"
     else:
-        differing = {key for key, value in config.items() if not _same(value, there.get(key))}
+        differing = _differing(config, there)
         if not differing:
             return Change(path, "unchanged")
         # the server keeps fields this file does not name: send them back as they are
@@ -300,9 +337,22 @@ async def _apply(nc: Client, kind: str, path: str, config: dict[str, Any], body:
     return Change(path, outcome)
 
 
-async def _existing(nc: Client, kind: str, path: str) -> dict[str, Any] | None:
+def _kind(path: str) -> str:
+    return "CONSUMER" if "." in path else "STREAM"
+
+
+def _config(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = body["config"] if _kind(path) == "CONSUMER" else body
+    return config
+
+
+def _differing(config: dict[str, Any], there: dict[str, Any]) -> set[str]:
+    return {key for key, value in config.items() if not _same(value, there.get(key))}
+
+
+async def _existing(nc: Client, path: str) -> dict[str, Any] | None:
     try:
-        answer = msgspec.json.decode(await request(nc, f"{kind}.INFO.{path}"))
+        answer = msgspec.json.decode(await request(nc, f"{_kind(path)}.INFO.{path}"))
     except BrokerRefused as refused:
         if refused.err_code in NOT_FOUND:
             return None

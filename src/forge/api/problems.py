@@ -83,6 +83,8 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.PictureRefused: Kind(422, "Not an acceptable picture"),
     errors.LogUnreadable: _INTERNAL,
     errors.TopologyDiffers: _INTERNAL,
+    errors.NotSetUp: _INTERNAL,
+    errors.NotLetIn: _INTERNAL,
     errors.SettingInvalid: _INTERNAL,
     errors.WorkflowInvalid: _INTERNAL,
     errors.MigrationFailed: _INTERNAL,
