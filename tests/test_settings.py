@@ -124,3 +124,17 @@ def test_every_setting_says_its_variable_and_meaning() -> None:
     assert list(described) == list(Settings.__struct_fields__)
     assert all(about.variable.startswith("FORGE_") and about.meaning for about in described.values())
     assert len({about.variable for about in described.values()}) == len(described)
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "dsn"
+    file.write_text("postgresql://forge:s3cret@postgres/forge\n")
+    assert (
+        load({"FORGE_POSTGRES_DSN_FILE": str(file)}).postgres_dsn
+        == "postgresql://forge:s3cret@postgres/forge"
+    )
+    both = {"FORGE_POSTGRES_DSN_FILE": str(file), "FORGE_POSTGRES_DSN": "postgresql://here/forge"}
+    assert load(both).postgres_dsn == "postgresql://here/forge"
+    with pytest.raises(SettingInvalid, match="FORGE_API_KEYS_FILE"):
+        load({"FORGE_API_KEYS_FILE": str(tmp_path / "none")})
+    assert load({"FORGE_HOST_FILE": str(file)}).host == "127.0.0.1", "only secrets are read from files"

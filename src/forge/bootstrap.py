@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from uuid import uuid4
 import uvloop
 from nats.aio.client import Client
 
-from forge import database, telemetry, topology
+from forge import database, guard, replaying, telemetry, topology
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -31,6 +31,7 @@ from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
+from forge.replaying import Rebuilt, Step, rebuild
 from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
@@ -60,10 +61,12 @@ async def setup(settings: Settings) -> list[str]:
 
     Raises:
         TopologyDiffers, MigrationFailed: what cannot be changed, and why.
+        LogDamaged: there is a log, and it is not whole.
         LogUnavailable, DatabaseUnavailable: a server does not answer.
     """
     nc = await connect(settings.nats_url, "setup", login(settings.nats_passwords_dir, OPERATOR))
     try:
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         done = [f"{change.name}: {change.outcome}" for change in await topology.apply(nc)]
     finally:
         await nc.close()
@@ -84,6 +87,29 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
         await nc.close()
 
 
+async def replay(
+    settings: Settings, names: Collection[str], *, replace: bool, progress: Callable[[Step], None]
+) -> Rebuilt:
+    """Rebuild the tables of some projections from the log, see :func:`forge.replaying.rebuild`."""
+    from forge.workers.projector import PROJECTIONS
+
+    await _migrated(settings)
+    async with AsyncExitStack() as stack:
+        nc = await connect(settings.nats_url, "replay", login(settings.nats_passwords_dir, OPERATOR))
+        stack.push_async_callback(nc.close)
+        pool = await stack.enter_async_context(
+            database.opened(settings.postgres_dsn, most=3, command_timeout=600.0)
+        )
+        chosen = [projection for projection in PROJECTIONS if projection.name in names]
+        return await rebuild(nc, pool, chosen, replace=replace, progress=progress)
+
+
+async def drop_old(settings: Settings) -> bool:
+    """Let go what a replay left or replaced, see :func:`forge.replaying.drop_old`."""
+    async with database.opened(settings.postgres_dsn, most=1) as pool:
+        return await replaying.drop_old(pool)
+
+
 # ------------------------------------------------------------------- workers
 
 
@@ -98,6 +124,9 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
     async with AsyncExitStack() as stack:
         users = sorted({USER_OF_ROLE[role] for role in roles})
         connections = {user: await _nats(stack, settings, user) for user in users}
+        await guard.at_start(EventStore(connections[users[0]]), settings.postgres_dsn)
+        for user, nc in connections.items():
+            await topology.await_setup(nc, NEEDS[user])
         endless, draining = await _roles(stack, connections, settings, roles, stop)
         log.info("working", extra={"roles": sorted(roles)})
         await _run(endless, draining, stop)
@@ -155,6 +184,7 @@ async def _generation(
     from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
+    from forge.workers.thumbnails import Thumbnails
 
     patient = patience(
         unreachable=settings.comfyui_unreachable_seconds,
@@ -162,6 +192,7 @@ async def _generation(
         quarantine=settings.comfyui_quarantine_seconds,
     )
     events = EventStore(nc)
+    workshop = await stack.enter_async_context(Workshop())
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
@@ -173,7 +204,8 @@ async def _generation(
         folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
-        workshop=await stack.enter_async_context(Workshop()),
+        workshop=workshop,
+        thumbnails=Thumbnails(store, workshop),
         ttl_of=settings.ttl_of,
         capacity=Capacity(settings),
     )
@@ -224,6 +256,8 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, API)
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
+        await topology.await_setup(nc, NEEDS[API])
         try:
             await database.migrate(settings.postgres_dsn)
         except DatabaseUnavailable as error:  # requests are accepted without it
@@ -298,7 +332,7 @@ def _leaves(error: BaseException) -> Iterator[ForgeError]:
 
 
 async def _nats(stack: AsyncExitStack, settings: Settings, user: str) -> Client:
-    """A connection as this user, which finds there what it needs."""
+    """A connection as this user, whose end is the end of the process."""
 
     async def closed() -> None:
         if not leaving:
@@ -312,7 +346,6 @@ async def _nats(stack: AsyncExitStack, settings: Settings, user: str) -> Client:
         await nc.close()
 
     stack.push_async_callback(leave)
-    await topology.await_setup(nc, NEEDS[user])
     return nc
 
 

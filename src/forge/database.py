@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
-from forge.errors import DatabaseUnavailable, MigrationFailed
+from forge.errors import DatabaseUnavailable, MigrationFailed, TablesMissing
 from forge.topology import files
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ _DOWN = (
     asyncpg.InsufficientResourcesError,  # connections, memory, disk
     asyncpg.TransactionRollbackError,  # lost against another transaction
 )
+
+_EMPTIED = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 _LOCK = 0x666F726765  # "forge": one migration run at a time
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
@@ -98,9 +100,12 @@ async def answering() -> AsyncIterator[None]:
 
     Raises:
         DatabaseUnavailable: it is starting, stopping, unreachable, too slow, or short of something.
+        TablesMissing: it answers, and has not forge's tables.
     """
     try:
         yield
+    except _EMPTIED as error:
+        raise TablesMissing(f"the tables are not there, and are made again from the log: {error}") from error
     except _DOWN as error:
         raise DatabaseUnavailable(f"Postgres does not answer: {error!r}") from error
 
@@ -154,9 +159,20 @@ async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
             await connection.close()
 
 
+async def remake(pool: Pool) -> list[str]:
+    """:func:`migrate` for a running forge whose database somebody emptied."""
+    async with answering(), pool.acquire() as connection:
+        try:
+            return await _migrated(connection, migrations())
+        finally:
+            connection.remove_log_listener(_pass_on)
+
+
 async def _migrated(connection: Connection, wanted: list[Migration]) -> list[str]:
     connection.add_log_listener(_pass_on)
     await _locked(connection)
+    if await connection.fetchval("select current_schema()") is None:
+        await connection.execute("create schema if not exists public")
     await connection.execute(_RECORDS)
     applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
     if len(applied) > len(wanted):

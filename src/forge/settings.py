@@ -253,12 +253,33 @@ def describe() -> dict[str, Setting]:
     }
 
 
+def opened(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which a secret that a file holds stands in its variable.
+
+    ``FORGE_POSTGRES_DSN_FILE`` names the file of ``FORGE_POSTGRES_DSN``, which wins where both are set.
+
+    Raises:
+        SettingInvalid: the file cannot be read.
+    """
+    found = dict(environ)
+    for setting in describe().values():
+        variable = f"{setting.variable}_FILE"
+        file = environ.get(variable, "").strip()
+        if setting.secret and file and not environ.get(setting.variable, "").strip():
+            try:
+                found[setting.variable] = Path(file).expanduser().read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingInvalid(f"{variable}={file}: {error}") from None
+    return found
+
+
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings.
 
     Raises:
         SettingInvalid: names the variable and the value that cannot be used.
     """
+    environ = opened(environ)
     values: dict[str, Any] = {}
     hints = get_type_hints(Settings)
     for name, setting in describe().items():

@@ -277,10 +277,11 @@ async def await_setup(nc: Client, needed: Sequence[str], within: float = 30.0) -
         NotSetUp: something is missing; says what, and what to do.
         LogUnavailable: no answer.
     """
-    deadline, declared, told = asyncio.get_running_loop().time() + within, _declared(), False
+    deadline, told = asyncio.get_running_loop().time() + within, False
+    bodies = {path: body for path, body in _declared().items() if path in needed}
     while True:
-        there = {path: await _existing(nc, path) for path in needed}
-        missing = [path for path, config in there.items() if config is None]
+        there = [await _standing(nc, path, body) for path, body in bodies.items()]
+        missing = [standing.path for standing in there if standing.info is None]
         if not missing:
             break
         what = f"{', '.join(missing)} missing on the NATS server: run `forge setup`"
@@ -290,9 +291,9 @@ async def await_setup(nc: Client, needed: Sequence[str], within: float = 30.0) -
             told = True
             log.warning("waiting: %s", what)
         await asyncio.sleep(0.1)
-    for path, config in there.items():
-        if differing := _differing(_config(path, declared[path]), config or {}):
-            log.warning("%s differs in %s: run `forge setup`", path, ", ".join(sorted(differing)))
+    for standing in there:
+        if standing.differs:
+            log.warning("%s differs in %s: run `forge setup`", standing.path, ", ".join(standing.differs))
 
 
 def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -302,6 +303,34 @@ def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     consumers: list[dict[str, Any]] = msgspec.json.decode((folder / "consumers.json").read_bytes())
     named = {f"{entry['stream_name']}.{entry['config']['durable_name']}": entry for entry in consumers}
     return {config["name"]: config for config in streams} | named
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A stream (``FORGE_EVENTS``) or consumer (``FORGE_EVENTS.cleanup``) as the server has it: the fields in
+    which it differs from its file, and what the server says of it, None where it has none."""
+
+    path: str
+    differs: tuple[str, ...]
+    info: dict[str, Any] | None
+
+
+async def standings(nc: Client) -> tuple[Standing, ...]:
+    """Every stream and consumer of the files, streams first; changes nothing.
+
+    Raises:
+        LogUnavailable: no answer.
+    """
+    return tuple(await asyncio.gather(*(_standing(nc, path, body) for path, body in _declared().items())))
+
+
+async def _standing(nc: Client, path: str, body: dict[str, Any]) -> Standing:
+    try:
+        info = msgspec.json.decode(await request(nc, f"{_kind(path)}.INFO.{path}"))
+    except BrokerRefused as refused:
+        if refused.err_code in NOT_FOUND:
+            return Standing(path, (), None)
+        raise
+    return Standing(path, tuple(sorted(_differing(_config(path, body), info["config"]))), info)
 
 
 async def places(nc: Client) -> int:

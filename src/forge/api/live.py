@@ -21,6 +21,7 @@ import msgspec
 from forge.admissions import Admissions
 from forge.api.backends import Backends
 from forge.api.checkpoint import Checkpoint
+from forge.api.happened import Happened
 from forge.api.places import Places
 from forge.broker import BrokerRefused, request
 from forge.database import Pool
@@ -115,6 +116,7 @@ class Live:
         self.checkpoint = Checkpoint(pool)
         self.places = Places(admissions.line)
         self.backends = Backends()
+        self.happened = Happened()
         self.keys = Keyring()
         self.epoch = ""
         self.head = 0
@@ -202,6 +204,8 @@ class Live:
             self.keys.apply(record)
             self._remember(record)
         self.head = records[-1].seq
+        if self.admissions.caught_up.is_set():  # what was before this process is nobody's rate
+            self.happened.count(records)
         async with self.admissions.moved:
             self.admissions.moved.notify_all()
         self._wake()

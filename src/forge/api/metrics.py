@@ -20,7 +20,11 @@ name                                    kind       labels
 ``forge_memory_used_bytes``             gauge      ``bound``: process, machine, container
 ``forge_memory_limit_bytes``            gauge      ``bound``
 ``forge_memory_short``                  gauge      1 while work is refused for want of memory
+``forge_backend_healthy``               gauge      ``rank``, 1 is preferred; absent while no worker speaks
+``forge_backend_queue``                 gauge      ``rank``; prompts that run or wait there, as it counts them
 ======================================  =========  ==========================================
+
+What happened, by the log, is counted in :mod:`forge.api.happened`.
 """
 
 from __future__ import annotations
@@ -62,6 +66,8 @@ class Metrics(ASGIMiddleware):
     def __init__(self, live: Live, capacity: Capacity) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Now(live))
+        self.registry.register(_Backends(live))
+        self.registry.register(live.happened.registry)
         self.resources = _Resources(capacity)
         self.registry.register(self.resources)
         self._requests = Counter(
@@ -120,6 +126,22 @@ class _Now(Collector):
             ),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+
+
+class _Backends(Collector):
+    """Each ComfyUI as the workers tell of it; not where it is, since everybody may read this."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        healthy = GaugeMetricFamily("forge_backend_healthy", "Whether a ComfyUI is usable.", labels=["rank"])
+        queue = GaugeMetricFamily("forge_backend_queue", "Prompts running or waiting there.", labels=["rank"])
+        for rank_, backend in enumerate(self._live.backends.now(), 1):
+            healthy.add_metric([str(rank_)], float(backend.healthy))
+            if backend.queue_remaining is not None:
+                queue.add_metric([str(rank_)], backend.queue_remaining)
+        yield from (healthy, queue)
 
 
 class _Resources(Collector):

@@ -9,7 +9,9 @@ import click
 from forge.cli.at import at
 from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
+from forge.cli.doctor import doctor
 from forge.cli.keys import keys
+from forge.cli.replay import replay
 from forge.cli.settings import settings
 from forge.cli.sim import sim
 from forge.cli.systems import api, demo, dev, setup, worker
@@ -41,5 +43,20 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif, bench):
+for command in (
+    demo,
+    dev,
+    setup,
+    api,
+    worker,
+    cleanup,
+    sim,
+    doctor,
+    keys,
+    settings,
+    at,
+    whatif,
+    replay,
+    bench,
+):
     cli.add_command(command)

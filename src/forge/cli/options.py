@@ -42,6 +42,14 @@ def environment(data_dir: Path | None) -> dict[str, str]:
     return {**addresses, **environ, "FORGE_DATA_DIR": str(place)}
 
 
+def dev_url(data_dir: Path | None) -> str | None:
+    """Where the `forge dev` on the data directory serves, if one runs there."""
+    from forge.embedded.record import running
+
+    record = running(_place(data_dir))
+    return record.url if record else None
+
+
 def dev_environment(
     host: str | None, port: int | None, data_dir: Path | None, comfyui_urls: tuple[str, ...]
 ) -> dict[str, str]:
@@ -53,10 +61,12 @@ def dev_environment(
 
 
 def _given() -> dict[str, str]:
-    """The environment; a variable of forge's that is set to nothing counts as not set."""
-    return {
-        name: value for name, value in os.environ.items() if value.strip() or not name.startswith("FORGE_")
-    }
+    """The environment with its secrets; a variable of forge's that is set to nothing counts as not set."""
+    from forge.settings import opened
+
+    return opened(
+        {name: value for name, value in os.environ.items() if value.strip() or not name.startswith("FORGE_")}
+    )
 
 
 def _place(data_dir: Path | None) -> Path:

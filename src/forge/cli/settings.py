@@ -18,7 +18,9 @@ def settings(data_dir: Path | None) -> None:
 
     environ = environment(data_dir)
     current = given_settings(data_dir)
-    click.echo("Settings are read from the environment once, at start.\n")
+    click.echo(
+        "Settings are read from the environment once, at start; VARIABLE_FILE names a file with a secret.\n"
+    )
     for name, about in describe().items():
         given = bool(environ.get(about.variable, "").strip())
         value = "(hidden)" if about.secret and given else _shown(getattr(current, name))

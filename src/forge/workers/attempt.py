@@ -65,6 +65,7 @@ from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
+from forge.workers.thumbnails import Thumbnails
 
 log = logging.getLogger("forge.generation")
 
@@ -86,6 +87,7 @@ class Studio(msgspec.Struct, frozen=True):
     workflows: dict[str, Workflow]
     store: Store
     workshop: Workshop
+    thumbnails: Thumbnails
     ttl_of: Callable[[str], int]
     capacity: Capacity
 
@@ -247,6 +249,8 @@ class Attempt:
                 order.attempt, studio.worker, made, datetime.now(UTC), regenerated(wanted, pictures)
             )
             await self._act(command, "complete", before=partial(studio.library.entries, pictures))
+            for stored in pictures:
+                studio.thumbnails.want(stored)
         await self._tidy(comfy)
 
     async def _fetch(self, comfy: Comfy, output: Output, target: Path) -> Picture:

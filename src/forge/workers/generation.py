@@ -67,6 +67,7 @@ class Generation:
             watches = [
                 aside.create_task(self.cancellations.follow(nc, start)),
                 aside.create_task(abandoned.watch(nc, jobs.store, self.studio.backends)),
+                aside.create_task(self.studio.thumbnails.run()),
                 aside.create_task(standing.tell(nc, self.studio.worker, self.studio.backends)),
             ]
             async with asyncio.TaskGroup() as loops:
