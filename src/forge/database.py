@@ -110,6 +110,27 @@ async def answering() -> AsyncIterator[None]:
         raise DatabaseUnavailable(f"Postgres does not answer: {error!r}") from error
 
 
+@asynccontextmanager
+async def held(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
+    that crashed may have lost the last commits, and they are to be taken in again.
+
+    Raises:
+        DatabaseUnavailable: there is none, or it is gone.
+    """
+    now = asyncio.get_running_loop().time
+    async with answering(), asyncio.timeout(None) as bound, pool.acquire() as connection:
+
+        def lost(_: object) -> None:
+            bound.reschedule(now())
+
+        connection.add_termination_listener(lost)
+        try:
+            yield connection
+        finally:
+            connection.remove_termination_listener(lost)
+
+
 async def _prepare(connection: Any) -> None:
     for kind in ("json", "jsonb"):
         await connection.set_type_codec(

@@ -33,6 +33,7 @@
     ├── Conflict                    the log moved on since the decision was made: load, decide again
     ├── LogUnreadable               an event in the log cannot be decoded
     ├── LogDamaged                  events are missing from the log, or it is another one
+    ├── ArchiveDamaged              the second copy of the log does not hold together
     ├── TopologyDiffers             a stream or consumer cannot be changed into what the file says
     ├── NotSetUp                    a stream or consumer is missing
     ├── NotLetIn                    NATS does not take the user and password
@@ -292,6 +293,16 @@ class LogDamaged(ForgeError):
             f"the log is not whole: {reason}. Nothing was changed; what to do stands in docs/RUNBOOK.md "
             "under `the log is not whole`"
         )
+
+
+class ArchiveDamaged(ForgeError):
+    """The second copy of the log does not hold together."""
+
+    code = "archive_damaged"
+
+    def __init__(self, seq: int, reason: str) -> None:
+        self.seq = seq
+        super().__init__(f"the second copy of the log does not hold at event {seq}: {reason}")
 
 
 class TopologyDiffers(ForgeError):

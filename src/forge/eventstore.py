@@ -21,7 +21,7 @@ from forge.broker import BrokerRefused, exchange, heed_cancellation, request, st
 from forge.errors import Conflict, LogUnavailable
 from forge.events.catalogue import Event, encode
 from forge.events.envelope import Meta, Recorded, event_id, headers, open_envelope
-from forge.telemetry import traceparent
+from forge.telemetry import PRODUCER, correlation, part, traceparent
 from forge.topology import EVENTS, matches, subject
 
 _WRONG_LAST = (10071, 10164)  # 10164: the same on a replicated stream, another write is in flight
@@ -102,6 +102,7 @@ class EventStore:
 
     # -------------------------------------------------------------- appending
 
+    @part("forge.append", kind=PRODUCER)
     async def append(self, drafts: Sequence[Draft], *, within: float = 10.0) -> list[Recorded]:
         """Append all events or none, in order.
 
@@ -239,7 +240,7 @@ class EventStore:
 
 def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) -> list[Draft]:
     """The entries of one command about a job, in envelopes of now; the same command makes the same ids."""
-    now, trace = datetime.now(UTC), traceparent()
+    now, trace, correlated = datetime.now(UTC), traceparent(), correlation(str(job_id))
     return [
         Draft(
             entry.event,
@@ -247,7 +248,7 @@ def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) 
                 id=event_id(command, nth),
                 at=now,
                 actor=actor,
-                correlation=str(job_id),
+                correlation=correlated,
                 causation=command,
                 traceparent=trace,
             ),

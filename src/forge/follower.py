@@ -16,6 +16,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -26,6 +28,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from forge.broker import BrokerRefused, request, stored
+from forge.domain.chain import ARRIVED, Entry, written
 from forge.domain.wholeness import gap
 from forge.errors import LogDamaged, LogUnavailable, LogUnreadable
 from forge.events.envelope import Recorded, open_envelope
@@ -47,6 +50,13 @@ class Batch(msgspec.Struct, frozen=True):
     caught_up: bool
 
 
+class Written(msgspec.Struct, frozen=True):
+    """The same as they were written, whether they can be read or not."""
+
+    entries: list[Entry]
+    caught_up: bool
+
+
 async def follow(
     nc: Client,
     start: int,
@@ -65,7 +75,50 @@ async def follow(
         LogDamaged: what was read last is not in the log any more, or what is due can not be read. Who reads
             the whole log is told of every gap.
     """
-    position, pause, last = start - 1, 0.1, None
+    async with aclosing(_messages(nc, start, filters, stream, most)) as batches:
+        async for messages, caught_up in batches:
+            records: list[Recorded] = []
+            try:
+                records.extend(open_envelope(m.seq, m.of.subject, m.of.headers, m.of.data) for m in messages)
+            except LogUnreadable:
+                yield Batch(records, False)  # whoever stops at it has everything before it
+                raise
+            yield Batch(records, caught_up)
+
+
+async def follow_written(nc: Client, start: int) -> AsyncGenerator[Written, None]:
+    """The whole log from a sequence on, as :func:`follow` does, without reading what the messages say.
+
+    Raises:
+        LogDamaged: as there.
+    """
+    async with aclosing(_messages(nc, start, (ALL_EVENTS,), EVENTS, 1000)) as batches:
+        async for messages, caught_up in batches:
+            yield Written([_entry(message) for message in messages], caught_up)
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """A delivery, and where it stands in the stream; ``nanoseconds`` is when it arrived there."""
+
+    seq: int
+    nanoseconds: int
+    of: Msg
+
+
+def _entry(message: _Message) -> Entry:
+    given = message.of.headers or {}
+    arrived = datetime.fromtimestamp(message.nanoseconds // 1_000_000_000, UTC)
+    arrived += timedelta(microseconds=message.nanoseconds % 1_000_000_000 // 1000)
+    if ARRIVED in given:
+        arrived = datetime.fromisoformat(given[ARRIVED])
+    return Entry(message.seq, message.of.subject, written(given), message.of.data, arrived)
+
+
+async def _messages(
+    nc: Client, start: int, filters: Sequence[str], stream: str, most: int
+) -> AsyncGenerator[tuple[list[_Message], bool], None]:
+    position, pause = start - 1, 0.1
+    last: _Message | None = None
     whole = stream == EVENTS and tuple(filters) == (ALL_EVENTS,)
     while True:
         try:
@@ -73,20 +126,20 @@ async def follow(
                 await _still_there(nc, stream, last)
             async with _Reader(nc, stream, position + 1, filters) as reader:
                 pause = 0.1
-                async for records, caught_up in reader.batches(most):
-                    wrong = gap(position, records) if whole else None
+                async for messages, caught_up in reader.batches(most):
+                    wrong = gap(position, messages) if whole else None
                     if wrong is not None:
                         raise LogDamaged(wrong)
-                    yield Batch(records, caught_up)
-                    last = records[-1] if records else last
-                    position = records[-1].seq if records else position
+                    yield messages, caught_up
+                    last = messages[-1] if messages else last
+                    position = messages[-1].seq if messages else position
         except (LogUnavailable, BrokerRefused) as error:
             log.warning("following %s is interrupted: %s", stream, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 
 
-async def _still_there(nc: Client, stream: str, last: Recorded) -> None:
+async def _still_there(nc: Client, stream: str, last: _Message) -> None:
     """A server that was away may come back with another log, or with less of it.
 
     Raises:
@@ -99,8 +152,12 @@ async def _still_there(nc: Client, stream: str, last: Recorded) -> None:
     found = await stored(nc, stream, {"seq": last.seq})
     if found is None and first <= last.seq:
         raise LogDamaged(f"event {last.seq} can not be read any more")
-    if found is not None and (found.headers or {}).get("ce-id") != str(last.meta.id):
+    if found is not None and _id(found) != _id(last.of):
         raise LogDamaged(f"it is another log: its event {last.seq} is not the one that was read before")
+
+
+def _id(message: Msg) -> str:
+    return (message.headers or {}).get("ce-id", "")
 
 
 async def _ends(nc: Client, stream: str) -> tuple[int, int]:
@@ -156,7 +213,7 @@ class _Reader:
             await self.sub.unsubscribe()
             await self.nc.publish(f"$JS.API.CONSUMER.DELETE.{self.stream}.{self.name}")
 
-    async def batches(self, most: int) -> AsyncIterator[tuple[list[Recorded], bool]]:
+    async def batches(self, most: int) -> AsyncIterator[tuple[list[_Message], bool]]:
         if not self.pending:
             yield [], True
         while True:
@@ -168,22 +225,18 @@ class _Reader:
             self.credit -= len(taken)
             if self.credit <= _CREDIT // 2:
                 await self._ask()
-            records: list[Recorded] = []
-            try:
-                records.extend(self._open(message) for message in taken)
-            except LogUnreadable:
-                yield records, False  # whoever stops at it has everything before it
-                raise
-            yield records, not self.arrived and self.pending == 0
+            messages = [self._took(message) for message in taken]
+            yield messages, not self.arrived and self.pending == 0
 
-    def _open(self, message: Msg) -> Recorded:
-        """Open one delivery; its reply subject ends in stream sequence, consumer sequence, time, pending."""
-        *_, seq, delivered, _, pending = message.reply.split(".")
+    def _took(self, message: Msg) -> _Message:
+        """Take note of one delivery; its reply subject ends in stream sequence, consumer sequence, time,
+        pending."""
+        *_, seq, delivered, arrived, pending = message.reply.split(".")
         self.delivered += 1
         if int(delivered) != self.delivered:
             raise LogUnavailable(f"delivery {delivered} came where {self.delivered} was due")
         self.pending, self.position = int(pending), int(seq)
-        return open_envelope(int(seq), message.subject, message.headers, message.data)
+        return _Message(self.position, int(arrived), message)
 
     async def _wait(self) -> None:
         """Wait for a message; raises when the server has been silent for too long."""

@@ -22,6 +22,7 @@ import msgspec
 
 from forge.canonical import THUMBNAIL_WIDTHS, Picture
 from forge.errors import DiskFull, PictureRefused, ServerFailed, StoreFailed, refusal
+from forge.telemetry import part
 
 __all__ = ["Picture", "Workshop"]
 
@@ -67,6 +68,7 @@ class Workshop:
         """The running children."""
         return [child.process.pid for child in self._children if child.process]
 
+    @part("forge.picture.develop")
     async def develop(self, source: Path, folder: Path) -> Picture:
         """Write the canonical form of `source` into `folder`, fsynced.
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from acceptance.failpoints import ARMED, PLANTED
 from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
 from forge.settings import load
@@ -38,12 +39,17 @@ class Command:
 
     def launch(self) -> OwnedProcess:
         self.process = OwnedProcess(
-            [sys.executable, "-P", "-m", "forge", *self.words],
+            [sys.executable, "-P", *self._program(), *self.words],
             log=self.log,
             cwd=self.log.parent,
             env=self.environ,
         )
         return self.process
+
+    def _program(self) -> list[str]:
+        """forge as it is, or as a test has prepared it."""
+        prepared = self.environ.keys() & {ARMED, PLANTED}
+        return ["-m", "acceptance.failpoints"] if prepared else ["-m", "forge"]
 
     def kill(self) -> None:
         assert self.process is not None
@@ -204,6 +210,7 @@ class System:
             "FORGE_PORT": str(self.ports.get(name, 0)),
             "FORGE_RATE_PER_HOUR": "1000000",
             "FORGE_SCAN_SECONDS": SCAN_SECONDS,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             "PYTHONUNBUFFERED": "1",
             **self._more,
         }

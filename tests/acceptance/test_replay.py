@@ -70,6 +70,7 @@ async def test_one_that_is_killed_is_run_again(system: System, witness: Witness,
     await _judged(witness, crowds)
 
 
+@pytest.mark.fault("D9")
 async def test_a_wiped_database_is_rebuilt_while_forge_serves(
     system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:

@@ -54,7 +54,6 @@ from forge.events.jobs import JobSubmitted, Terminal
 from forge.projections import inventory as table
 from forge.projections import queue as jobs_table
 from forge.store import Store
-from forge.telemetry import span
 from forge.topology import job as facts_of
 
 Asked = Request[Any, Any, Any]
@@ -382,8 +381,7 @@ async def regenerate(request: Asked, asset_id: FromPath[UUID]) -> Response[JobVi
         uploads={f"params.{p}": UUID(u) for p, u in images.items()},
         regenerates=original(stored),
     )
-    with span("forge.request", request.headers.get("traceparent", "")):
-        [loaded] = await parts.admissions.submit(user, [again], actor=caller.actor)
+    [loaded] = await parts.admissions.submit(user, [again], actor=caller.actor)
     view = job_of_log(parts.live.places, loaded)
     parts.live.wrote(view.seq)
     return Response(view, headers={"location": f"{ROOT}/jobs/{view.id}"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from litestar import Litestar
@@ -17,9 +17,13 @@ from litestar.types import Receive, Scope, Send
 
 from forge.api import problems
 from forge.api.addresses import Asker, asker, network, parsed
+from forge.api.trail import Trail
 from forge.domain.rates import Buckets, Rate
 from forge.errors import AddressTooLong, ForgeError, HeadTooLarge, Limit, LimitReached, Malformed
 from forge.settings import Settings
+
+if TYPE_CHECKING:
+    from forge.api.metrics import Metrics
 
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
@@ -44,6 +48,7 @@ class Gate:
 
     def __init__(self, app: Litestar, settings: Settings) -> None:
         self._app = app
+        self._admitted = Trail(app)
         self._trusted = settings.trusted_proxies
         self._spares_local = settings.rate_per_ip is None
         per_second = DEFAULT_RATE if settings.rate_per_ip is None else settings.rate_per_ip
@@ -51,17 +56,25 @@ class Gate:
         self._buckets = Buckets(Rate(per_second, burst)) if per_second else None
         self.connections: Counter[str] = Counter()
 
+    @property
+    def metrics(self) -> Metrics:
+        """What the application counts."""
+        counters: Metrics = self._app.state.metrics
+        return counters
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = cast("dict[str, Any]", scope)
-        if given["type"] != "lifespan":
-            try:
-                self._admit(given)
-            except ForgeError as error:
-                await self._refuse(given, send, error)
-                return
-            if given.get("method") == "HEAD":  # the server leaves the body out
-                given = given | {"method": "GET", IS_HEAD: True}
-        await self._app(cast("Scope", given), receive, send)
+        if given["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._admit(given)
+        except ForgeError as error:
+            await self._refuse(given, send, error)
+            return
+        if given.get("method") == "HEAD":  # the server leaves the body out
+            given = given | {"method": "GET", IS_HEAD: True}
+        await self._admitted(cast("Scope", given), receive, send)
 
     def connected(self, peer: tuple[str, int] | None) -> str:
         """Count a connection; what it is counted under, nothing for proxies and for this machine."""
@@ -102,7 +115,7 @@ class Gate:
 
     async def _refuse(self, scope: dict[str, Any], send: Send, error: ForgeError) -> None:
         problem, headers = problems.problem_of(error)
-        self._app.state.metrics.refused(scope, problem.status, problem.code)
+        self.metrics.refused(scope, problem)
         prefix = "websocket.http" if scope["type"] == "websocket" else "http"
         told = {"content-type": problems.MEDIA_TYPE, "cache-control": "no-store"} | headers
         body = msgspec.json.encode(problem)

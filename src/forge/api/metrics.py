@@ -5,13 +5,17 @@ name                                    kind       labels
 ======================================  =========  ==========================================
 ``forge_http_requests_total``           counter    ``method``, ``path`` (template), ``status``
 ``forge_http_request_duration_seconds``  histogram  ``method``, ``path``
-``forge_http_refusals_total``           counter    ``code`` of the problem
+``forge_http_refusals_total``           counter    ``code`` of the problem; ``limit``, where one is reached
 ``forge_jobs_pending``                  gauge
 ``forge_jobs_running``                  gauge
 ``forge_queue_oldest_seconds``          gauge
+``forge_queue_limit``                   gauge
 ``forge_sockets``                       gauge
+``forge_sockets_limit``                 gauge
+``forge_sockets_ended_total``           counter    ``code`` of the close frame, of those that forge ended
 ``forge_log_head``                      gauge      last sequence this process has read
 ``forge_projection_lag``                gauge      events the tables are behind, as last heard
+``forge_archive_lag``                   gauge      events the second copy of the log is behind
 ``forge_disk_used_bytes``               gauge
 ``forge_disk_limit_bytes``              gauge      size of the asset volume, or what the settings say
 ``forge_disk_free_bytes``               gauge
@@ -24,13 +28,14 @@ name                                    kind       labels
 ``forge_backend_queue``                 gauge      ``rank``; prompts that run or wait there, as it counts them
 ======================================  =========  ==========================================
 
-What happened, by the log, is counted in :mod:`forge.api.happened`.
+What happened, by the log, is counted in :mod:`forge.api.happened`; what every process counts in
+:mod:`forge.telemetry.numbers`, workers beside it in :mod:`forge.workers.numbers`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -41,9 +46,13 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from forge import archive
 from forge.api.live import Live
+from forge.api.parts import Parts
+from forge.api.problems import Problem
 from forge.database import Pool
 from forge.domain.disk import Disk, rank
 from forge.domain.jobs import Status
@@ -51,6 +60,8 @@ from forge.errors import ForgeError
 from forge.projections import usage
 from forge.projections.reading import snapshot
 from forge.resources import Capacity
+from forge.settings import Settings
+from forge.telemetry import numbers
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _UNMATCHED = "unmatched"
@@ -63,12 +74,14 @@ class Metrics(ASGIMiddleware):
 
     scopes = (ScopeType.HTTP,)
 
-    def __init__(self, live: Live, capacity: Capacity) -> None:
+    def __init__(self, parts: Parts) -> None:
+        live, capacity, self._pool = parts.live, parts.capacity, parts.pool
         self.registry = CollectorRegistry()
-        self.registry.register(_Now(live))
+        self.registry.register(numbers.registry)
+        self.registry.register(_Now(live, parts.settings))
         self.registry.register(_Backends(live))
         self.registry.register(live.happened.registry)
-        self.resources = _Resources(capacity)
+        self.resources = _Resources(capacity, live)
         self.registry.register(self.resources)
         self._requests = Counter(
             "forge_http_requests", "Answered requests.", ("method", "path", "status"), registry=self.registry
@@ -81,8 +94,13 @@ class Metrics(ASGIMiddleware):
             registry=self.registry,
         )
         self._refusals = Counter(
-            "forge_http_refusals", "Answers that were problems.", ("code",), registry=self.registry
+            "forge_http_refusals", "Answers that were problems.", ("code", "limit"), registry=self.registry
         )
+
+    async def now(self) -> Iterable[Metric]:
+        """Every number of this process."""
+        await self.resources.look(self._pool)
+        return self.registry.collect()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         began, given = time.perf_counter(), cast("dict[str, Any]", scope)
@@ -96,18 +114,18 @@ class Metrics(ASGIMiddleware):
 
         await next_app(scope, receive, counted)
 
-    def refused(self, scope: dict[str, Any], status: int, code: str) -> None:
+    def refused(self, scope: dict[str, Any], problem: Problem) -> None:
         """Take note of a problem; unrouted requests pass no middleware and are counted here."""
-        self._refusals.labels(code).inc()
+        self._refusals.labels(problem.code, problem.limit.name if problem.limit else "").inc()
         if "path_template" not in scope:
-            self._requests.labels("-", _UNMATCHED, status).inc()
+            self._requests.labels("-", _UNMATCHED, problem.status).inc()
 
 
 class _Now(Collector):
     """What is so at the moment of asking."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, live: Live, settings: Settings) -> None:
+        self._live, self._settings = live, settings
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         live, line = self._live, self._live.admissions.line
@@ -117,7 +135,9 @@ class _Now(Collector):
             ("forge_jobs_pending", "Jobs that wait.", len(waiting)),
             ("forge_jobs_running", "Jobs that run.", len(line.jobs) - len(waiting)),
             ("forge_queue_oldest_seconds", "Age of the job that waits the longest.", oldest),
+            ("forge_queue_limit", "Jobs that may wait.", self._settings.queue_limit),
             ("forge_sockets", "Open event sockets.", len(live.listeners)),
+            ("forge_sockets_limit", "Event sockets that may be open.", self._settings.sockets),
             ("forge_log_head", "Last event this process has read.", live.head),
             (
                 "forge_projection_lag",
@@ -145,16 +165,20 @@ class _Backends(Collector):
 
 
 class _Resources(Collector):
-    """Disk and memory; :meth:`look` is to be called before they are collected."""
+    """Disk, memory and the second copy; :meth:`look` is to be called before they are collected."""
 
-    def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: Capacity, live: Live) -> None:
+        self._capacity, self._live = capacity, live
+        self._copied: int | None = None
         self._disk: Disk | None = None
         self._by_type: dict[str, int] = {}
         self._sampled_at = -_SAMPLE_SECONDS
 
     async def look(self, pool: Pool) -> None:
         """Bring the numbers up to date; what does not answer stays as it was, or is left out."""
+        with suppress(ForgeError):
+            async with snapshot(pool) as tables:
+                self._copied = (await archive.head(tables.connection)).seq
         with suppress(ForgeError):
             self._disk = await self._capacity.disk()
         if time.monotonic() - self._sampled_at > _SAMPLE_SECONDS:
@@ -174,6 +198,9 @@ class _Resources(Collector):
                 ("forge_disk_level", "0 ok, 1 warn, 2 clean, 3 full.", level),
             ):
                 yield GaugeMetricFamily(name, text, value=value)
+        if self._copied is not None:
+            lag = max(0, self._live.head - self._copied)
+            yield GaugeMetricFamily("forge_archive_lag", "Events the second copy is behind.", value=lag)
         of_type = GaugeMetricFamily("forge_disk_bytes", "Bytes on the asset volume by type.", labels=["type"])
         for type_, size in self._by_type.items():
             of_type.add_metric([type_], size)
@@ -190,7 +217,6 @@ class _Resources(Collector):
 @get("/metrics", include_in_schema=False)
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The numbers of this process."""
-    state = request.app.state
-    await state.metrics.resources.look(state.parts.pool)
-    registry = state.metrics.registry
-    return Response(generate_latest(registry), media_type=_MEDIA_TYPE)
+    counters = request.app.state.metrics
+    await counters.resources.look(request.app.state.parts.pool)
+    return Response(generate_latest(counters.registry), media_type=_MEDIA_TYPE)

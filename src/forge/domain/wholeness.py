@@ -7,10 +7,9 @@ sequence and id. From these it follows that nothing is gone that was taken in, w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
-
-from forge.events.envelope import Recorded
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -58,10 +57,15 @@ def unlike(extent: Extent, landmarks: Sequence[Landmark], ids: Mapping[int, str 
     return f"event {min(unread)} cannot be read" if unread else None
 
 
-def gap(last: int, records: Iterable[Recorded]) -> str | None:
+class _Numbered(Protocol):
+    @property
+    def seq(self) -> int: ...
+
+
+def gap(last: int, events: Iterable[_Numbered]) -> str | None:
     """Where events do not follow ``last`` one by one; None if they do."""
-    for record in records:
-        if record.seq != last + 1:
-            return f"event {record.seq} comes right after event {last}"
-        last = record.seq
+    for event in events:
+        if event.seq != last + 1:
+            return f"event {event.seq} comes right after event {last}"
+        last = event.seq
     return None

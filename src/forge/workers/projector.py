@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from nats.aio.client import Client
 from forge import database, guard
 from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
+from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
 from forge.follower import follow
 from forge.projections.inventory import inventory
@@ -29,7 +31,9 @@ from forge.projections.stats import stats
 from forge.projections.uploads import uploads
 from forge.projections.usage import usage
 from forge.replaying import LONG, due, rebuild
+from forge.telemetry import afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
+from forge.workers import numbers
 
 log = logging.getLogger("forge.projector")
 
@@ -37,6 +41,9 @@ PROJECTIONS = (queue, inventory, stats, uploads, usage)
 PACE_SECONDS = 0.02
 """From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
 log in batches. A transaction costs as much as ten events."""
+
+_FRESH_SECONDS = 60.0
+"""An older event is read again, or late: whoever looks at its trace does not ask when."""
 
 LOOK_SECONDS = 2.0
 """How often a projector looks whether what it wrote is still there."""
@@ -62,7 +69,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     pause = 0.1
     while True:
         try:
-            async with _connected(pool) as connection:
+            async with database.held(pool) as connection:
                 await _look_at(EventStore(nc, stream), connection)
                 again = await due(connection, projections, await EventStore(nc, stream).head())
                 present = [p for p in projections if p not in again]
@@ -72,6 +79,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
                 work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, present))
                 await _first_of(*work)
         except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
+            numbers.interruptions.labels(stream).inc()
             log.warning("projecting is interrupted", extra={"stream": stream, "reason": str(error)})
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -152,27 +160,6 @@ async def _look_for_new_samples(samples: EventStore, connection: Connection) -> 
         await connection.execute(_ANEW)
 
 
-@asynccontextmanager
-async def _connected(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
-    that crashed may have lost the last commits, and they are to be taken in again.
-
-    Raises:
-        DatabaseUnavailable: there is none, or it is gone.
-    """
-    now = asyncio.get_running_loop().time
-    async with answering(), asyncio.timeout(None) as held, pool.acquire() as connection:
-
-        def lost(_: object) -> None:
-            held.reschedule(now())
-
-        connection.add_termination_listener(lost)
-        try:
-            yield connection
-        finally:
-            connection.remove_termination_listener(lost)
-
-
 async def _advance(
     nc: Client,
     connection: Connection,
@@ -184,9 +171,24 @@ async def _advance(
     async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
         async for batch in batches:
             if batch.records:
-                began = now()
+                began, since = now(), time.time()
                 positions = await advance(connection, projections, batch.records, positions)
+                numbers.projected(stream, batch.records, since, time.time())
+                if collecting():
+                    _tell(batch.records, since)
                 await nc.publish(
                     CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
                 )
                 await asyncio.sleep(max(0.0, PACE_SECONDS - (now() - began)))
+
+
+def _tell(records: Sequence[Recorded], began: float) -> None:
+    """That the tables have these events, in the trace of each."""
+    for record in records:
+        if began - record.meta.at.timestamp() < _FRESH_SECONDS:
+            afterwards(
+                "forge.project",
+                record.meta.traceparent,
+                began,
+                {"forge.event": record.event.type, "forge.seq": record.seq, "forge.batch": len(records)},
+            )
