@@ -24,7 +24,9 @@ import psutil
 
 from acceptance.failpoints import ARMED, PLANTED
 from acceptance.links import Address, Link
+from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
+from forge.settings import load
 from waiting import wait_until
 
 API = "/api/v1/comfyui"
@@ -72,7 +74,7 @@ class System:
         self.root, self.data_dir, self.render_ms = root, root / "data", render_ms
         for folder in (root, self.data_dir, root / "log"):
             folder.mkdir(mode=0o755, exist_ok=True)
-        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log")
+        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log", anybody=True)
         self.postgres = EmbeddedPostgres(root / "postgres", log=root / "log" / "postgres.log")
         self.members: dict[str, EmbeddedNats | EmbeddedPostgres | Command] = {}
         self.down: set[str] = set()
@@ -213,6 +215,7 @@ class System:
         return {
             **inherited,
             "FORGE_NATS_URL": self._reached("nats", self.nats.url),
+            "FORGE_NATS_PASSWORDS_DIR": str(self.nats.passwords_dir),
             "FORGE_POSTGRES_DSN": self._reached("postgres", self.postgres_dsn),
             "FORGE_COMFYUI_URLS": ",".join(self._reached(sim, self.url(sim)) for sim in self.simulators),
             "FORGE_COMFYUI_DIRS": ",".join(str(self.files_of(simulator)) for simulator in self.simulators),
@@ -293,10 +296,12 @@ async def running(
         if linked:
             await _link(system)
         system.start(*_numbered("api", apis), *workers)
+        await bootstrap.setup(load(system.environ("api")))
         watch = asyncio.create_task(system.supervise(), name="supervision")
         await system.ready()
         say(f"the system serves after {time.monotonic() - began:.1f} s; logs are in {root / 'log'}")
         yield system
+        assert_nothing_was_refused(system)
     finally:
         if watch is not None:
             watch.cancel()
@@ -304,6 +309,13 @@ async def running(
         system.stop()
         for link in system.links.values():
             await link.close()
+
+
+def assert_nothing_was_refused(system: System) -> None:
+    """No process of forge tried what its user of NATS may not: nats-server writes down each attempt."""
+    log = (system.root / "log" / "nats.log").read_text()
+    refused = [line for line in log.splitlines() if "Violation" in line]
+    assert not refused, "\n".join(refused[:5])
 
 
 def say(line: str) -> None:
