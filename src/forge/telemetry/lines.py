@@ -14,6 +14,8 @@ from typing import Any
 
 from opentelemetry import trace
 
+from forge.telemetry import numbers
+
 _concerns: ContextVar[Mapping[str, str]] = ContextVar("forge_concerns", default=MappingProxyType({}))
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -33,12 +35,18 @@ def write(role: str) -> logging.Handler:
     """From now on log as JSON lines on stderr, through the handler that is returned."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
+    handler.addFilter(_counted)
     logging.basicConfig(
         level=os.environ.get("FORGE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True
     )
     for noisy in ("httpx", "httpcore", "apscheduler", "websockets", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return handler
+
+
+def _counted(record: logging.LogRecord) -> bool:
+    numbers.lines.labels(record.levelname.lower()).inc()
+    return True
 
 
 class JsonLines(logging.Formatter):

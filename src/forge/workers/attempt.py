@@ -302,6 +302,9 @@ class Attempt:
         else:
             log.error("an attempt broke", exc_info=error, extra={"job": str(self.order.job_id)})
             code, message = "internal", "something in forge broke; its log tells more"
+        log.warning(
+            "an attempt failed", extra={"code": code}
+        )  # the event has the rest, which may quote a prompt
         known = self.loaded.job.worker
         await self._reload()
         if not self._current() or self.loaded.job.worker != known:
