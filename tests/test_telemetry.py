@@ -1,18 +1,59 @@
-"""Numbers as OTLP has them, what ``OTEL_*`` switches on, and a collector that does not answer."""
+"""Log lines, numbers as OTLP has them, what ``OTEL_*`` switches on, and a collector that does not answer."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from forge.telemetry import about
 from forge.telemetry.export import data
+from forge.telemetry.lines import JsonLines
 from forge.telemetry.otlp import resource, wanted
+
+TOKEN = "s3cret"
+
+
+def line_of(text: str, error: Exception | None = None, **extra: object) -> dict[str, Any]:
+    record = logging.LogRecord("forge", logging.ERROR, "", 1, text, None, None)
+    record.__dict__.update(extra)
+    if error is not None:
+        record.exc_info = (type(error), error, None)
+    line: dict[str, Any] = json.loads(JsonLines("worker").format(record))
+    return line
+
+
+@pytest.mark.parametrize(
+    "address",
+    [f"nats://forge:{TOKEN}@nats:4222", f"nats://{TOKEN}@nats", f"postgresql://f:{TOKEN}%40@db/forge"],
+)
+def test_an_address_is_told_without_who_may_go_there(address: str) -> None:
+    line = line_of(f"NATS at {address} does not answer", ValueError(f"bad: '{address}'\n"), where=[address])
+    assert TOKEN not in json.dumps(line)
+    assert "://…@" in line["event"]
+    plain = line_of("see http://docs/@page and mei@example.org")
+    assert plain["event"] == "see http://docs/@page and mei@example.org"
+
+
+async def test_what_a_task_is_about_stands_in_its_lines_and_no_others() -> None:
+    async def run(job: str) -> dict[str, Any]:
+        about(job=job, correlation=f"of-{job}")
+        await asyncio.sleep(0)
+        return line_of("drawn", code=f"code-{job}")
+
+    for job, line in zip("ab", await asyncio.gather(run("a"), run("b")), strict=True):
+        assert (line["job"], line["correlation"], line["code"]) == (job, f"of-{job}", f"code-{job}")
+    assert "job" not in line_of("drawn")
+
 
 AT = "http://collector:4318"
 

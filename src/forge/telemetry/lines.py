@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -17,6 +18,9 @@ from opentelemetry import trace
 from forge.telemetry import numbers
 
 _concerns: ContextVar[Mapping[str, str]] = ContextVar("forge_concerns", default=MappingProxyType({}))
+
+_SECRET = re.compile(r"://[^/@\s\"\\]+@")
+"""Who and with which password, in an address: a server's error may quote the one it was reached at."""
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -72,4 +76,4 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _SECRET.sub("://…@", json.dumps(line, default=str, ensure_ascii=False))
