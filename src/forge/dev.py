@@ -102,7 +102,10 @@ def servers(environ: Mapping[str, str]) -> Iterator[Settings]:
         postgres = EmbeddedPostgres(settings.data_dir / "postgres", log=logs / "postgres.log")
         try:
             dsn = postgres.start()
-            yield msgspec.structs.replace(settings, nats_url=nats.start(_PATIENCE), postgres_dsn=dsn)
+            url = nats.start(_PATIENCE)
+            yield msgspec.structs.replace(
+                settings, nats_url=url, nats_passwords_dir=nats.passwords_dir, postgres_dsn=dsn
+            )
         finally:
             nats.stop()
             postgres.stop()

@@ -141,8 +141,9 @@ async def _connections(settings: Settings) -> AsyncIterator[tuple[Client, Connec
     """
     from forge import database
     from forge.broker import connect
+    from forge.credentials import OPERATOR, login
 
-    nc = await connect(settings.nats_url, "log")
+    nc = await connect(settings.nats_url, "log", login(settings.nats_passwords_dir, OPERATOR))
     try:
         async with (
             database.opened(settings.postgres_dsn, most=1, command_timeout=600.0) as pool,
