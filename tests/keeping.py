@@ -58,20 +58,10 @@ class House:
         async with self.store.workspace(f"made-{next(_numbers)}") as folder:
             (folder / "picture").write_bytes(data)
             (folder / "thumb").write_bytes(b"thumbnail")
-            thumbnails = {256: folder / "thumb"}
             await self.store.keep(
-                Picture(
-                    folder / "picture",
-                    "png",
-                    1,
-                    1,
-                    len(data),
-                    content_hash,
-                    content_hash,
-                    "#000000",
-                    thumbnails,
-                )
+                Picture(folder / "picture", "png", 1, 1, len(data), content_hash, content_hash, "#000000")
             )
+            await self.store.keep_thumbnails(content_hash, "png", {256: folder / "thumb"})
         self.age(content_hash, age_hours)
         return content_hash
 

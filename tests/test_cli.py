@@ -17,6 +17,7 @@ import pytest
 from nats.aio.client import Client
 
 from forge.cli import cli
+from forge.cli.lists import columns
 from forge.domain.keys import has_form
 from forge.domain.retention import BRAKE_FREE
 from forge.embedded import DirectoryLock, EmbeddedNats
@@ -148,6 +149,40 @@ def test_the_simulator_says_where_it_is_and_stops_when_told(tmp_path: Path) -> N
         assert process.stdout.readline().startswith("ComfyUI simulator ready at http://127.0.0.1:")
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_a_real_bash_completes_commands_options_and_choices() -> None:
+    script = """
+        eval "$(python -m forge completion bash)"
+        complete_() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+            _forge_completion forge
+            echo "${COMPREPLY[@]}"
+        }
+        complete_ forge doc
+        complete_ forge jobs --stat
+        complete_ forge jobs --status f
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    told = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.stdout.splitlines() == ["doctor", "--status", "failed"], told.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_told_to_ask_forge(shell: str) -> None:
+    assert f"_FORGE_COMPLETE={shell}_complete" in forge("completion", shell).stdout
+
+
+def test_no_sign_of_a_list_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    line = columns({"who": 6, "what": 0}, lambda one: one)
+    assert line(("a\x1b[2J", "b\nc\u009bd")) == "a�[2J   b�c�d"
+    assert capsys.readouterr().out == "WHO     WHAT\n"
 
 
 @pytest.mark.parametrize("times", ["fast", "5-1", "-3"])

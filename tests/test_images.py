@@ -49,6 +49,13 @@ async def developed(workshop: Workshop, data: bytes, folder: Path) -> Picture:
     return await workshop.develop(source, folder)
 
 
+async def shrunk(workshop: Workshop, data: bytes, folder: Path) -> dict[int, Path]:
+    """The thumbnails of a picture."""
+    source = folder.parent / "source"
+    source.write_bytes(data)
+    return await workshop.thumbnails(source, folder)
+
+
 def content(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
@@ -69,12 +76,14 @@ async def test_a_picture_is_developed_with_all_that_is_to_be_known(workshop: Wor
     painted, found = (200, 30, 30), bytes.fromhex(picture.dominant_color[1:])
     assert max(abs(a - b) for a, b in zip(painted, found, strict=True)) < 3
     assert b"graph" not in data
-    assert {width: size_of(path) for width, path in picture.thumbnails.items()} == {
-        256: (256, 384),
-        512: (512, 768),
-    }
-    assert all(path.read_bytes()[8:12] == b"WEBP" for path in picture.thumbnails.values())
-    assert {picture.path, *picture.thumbnails.values()} == set(content(folder))
+    assert content(folder) == [picture.path]
+
+
+async def test_thumbnails_are_webp_in_two_widths(workshop: Workshop, folder: Path) -> None:
+    made = await shrunk(workshop, encoded(Image.new("RGB", (1024, 1536))), folder)
+    assert {width: size_of(path) for width, path in made.items()} == {256: (256, 384), 512: (512, 768)}
+    assert all(path.read_bytes()[8:12] == b"WEBP" for path in made.values())
+    assert set(content(folder)) == set(made.values())
 
 
 @pytest.mark.parametrize("what", HOSTILE)
@@ -213,45 +222,47 @@ async def test_equal_pixels_have_equal_pixel_hashes_whatever_their_coding(
 
 async def test_a_small_picture_is_never_enlarged(workshop: Workshop, folder: Path) -> None:
     for size in ((1, 1), (300, 20)):
-        picture = await developed(workshop, encoded(noise(*size)), folder)
-        assert size_of(picture.thumbnails[512]) == size
-        assert size_of(picture.thumbnails[256])[0] == min(256, size[0])
+        made = await shrunk(workshop, encoded(noise(*size)), folder)
+        assert size_of(made[512]) == size
+        assert size_of(made[256])[0] == min(256, size[0])
 
 
 async def test_a_needle_has_thumbnails_too(workshop: Workshop, folder: Path) -> None:
-    picture = await developed(workshop, encoded(Image.new("RGB", (4, 40_000))), folder)
-    assert size_of(picture.thumbnails[256]) == (1, 1024)
+    made = await shrunk(workshop, encoded(Image.new("RGB", (4, 40_000))), folder)
+    assert size_of(made[256]) == (1, 1024)
 
 
 async def test_sixteen_bits_are_scaled_not_clipped(workshop: Workshop, folder: Path) -> None:
     row = b"\0" + b"\x40\x00" * 8
-    picture = await developed(workshop, png(8, 8, 16, 0, row * 8), folder)
-    with Image.open(picture.thumbnails[256]) as thumbnail:
+    data = png(8, 8, 16, 0, row * 8)
+    with Image.open((await shrunk(workshop, data, folder))[256]) as thumbnail:
         assert abs(thumbnail.convert("L").getpixel((4, 4)) - 0x40) < 4
-    assert picture.dominant_color == "#404040"
+    assert (await developed(workshop, data, folder)).dominant_color == "#404040"
 
 
 async def test_a_transparent_palette_stays_transparent(workshop: Workshop, folder: Path) -> None:
     palette = chunk(b"PLTE", bytes((250, 0, 0, 0, 0, 250))), chunk(b"tRNS", b"\0")
-    picture = await developed(workshop, png(8, 1, 8, 3, b"\0" + b"\0" * 6 + b"\1\1", *palette), folder)
-    assert picture.dominant_color == "#0000fa", "what is not seen has no colour"
-    with Image.open(picture.thumbnails[256]) as thumbnail:
+    data = png(8, 1, 8, 3, b"\0" + b"\0" * 6 + b"\1\1", *palette)
+    colour = (await developed(workshop, data, folder)).dominant_color
+    assert colour == "#0000fa", "what is not seen has no colour"
+    with Image.open((await shrunk(workshop, data, folder))[256]) as thumbnail:
         assert thumbnail.convert("RGBA").getpixel((0, 0))[3] == 0
         assert thumbnail.convert("RGBA").getpixel((7, 0))[3] == 255
 
 
 async def test_a_thumbnail_has_the_colour_space_of_its_picture(workshop: Workshop, folder: Path) -> None:
-    picture = await developed(workshop, encoded(noise(600, 20), icc_profile=PROFILE), folder)
-    with Image.open(picture.thumbnails[256]) as thumbnail:
+    made = await shrunk(workshop, encoded(noise(600, 20), icc_profile=PROFILE), folder)
+    with Image.open(made[256]) as thumbnail:
         assert thumbnail.info["icc_profile"] == PROFILE
-    grey = await developed(workshop, encoded(noise(600, 20, mode="L"), icc_profile=profile(b"GRAY")), folder)
-    with Image.open(grey.thumbnails[256]) as thumbnail:
+    grey = await shrunk(workshop, encoded(noise(600, 20, mode="L"), icc_profile=profile(b"GRAY")), folder)
+    with Image.open(grey[256]) as thumbnail:
         assert "icc_profile" not in thumbnail.info
 
 
 async def test_a_large_picture_fits(workshop: Workshop, folder: Path) -> None:
-    picture = await developed(workshop, encoded(Image.radial_gradient("L").resize((4096, 4096))), folder)
-    assert (picture.width, size_of(picture.thumbnails[512])) == (4096, (512, 512))
+    data = encoded(Image.radial_gradient("L").resize((4096, 4096)))
+    assert (await developed(workshop, data, folder)).width == 4096
+    assert size_of((await shrunk(workshop, data, folder))[512]) == (512, 512)
 
 
 async def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_one_works(folder: Path) -> None:
@@ -269,16 +280,15 @@ async def test_a_workshop_refuses_more_pixels_than_it_was_told(folder: Path) -> 
             await developed(small, encoded(noise(64, 65)), folder)
 
 
-async def test_a_thumbnail_of_any_width_is_made_again(workshop: Workshop, folder: Path) -> None:
+async def test_a_thumbnail_has_any_width_that_is_asked_for(workshop: Workshop, folder: Path) -> None:
     (folder / "source").write_bytes(encoded(noise(300, 300)))
-    (folder / "target.webp").write_bytes(b"old")
-    await workshop.thumbnail(folder / "source", 100, folder / "target.webp")
-    assert size_of(folder / "target.webp") == (100, 100)
+    made = await workshop.thumbnails(folder / "source", folder, (100,))
+    assert {width: size_of(path) for width, path in made.items()} == {100: (100, 100)}
+    made[100].unlink()
     (folder / "source").write_bytes(b"nonsense")
     with pytest.raises(PictureRefused):
-        await workshop.thumbnail(folder / "source", 100, folder / "target.webp")
-    assert size_of(folder / "target.webp") == (100, 100)
-    assert {path.name for path in content(folder)} == {"source", "target.webp"}
+        await workshop.thumbnails(folder / "source", folder, (100,))
+    assert {path.name for path in content(folder)} == {"source"}
 
 
 async def test_several_children_work_side_by_side(folder: Path) -> None:

@@ -14,7 +14,6 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from forge.canonical import Picture
@@ -36,12 +35,22 @@ def picture(folder: Path, data: bytes = b"a picture") -> Picture:
     content_hash = hashlib.sha256(data).hexdigest()
     folder.mkdir(exist_ok=True)
     (folder / "canonical").write_bytes(data)
-    thumbnails = {width: folder / f"{width}" for width in (256, 512)}
-    for width, path in thumbnails.items():
+    return Picture(folder / "canonical", "png", 1, 1, len(data), content_hash, content_hash, "#000000")
+
+
+def thumbnails(folder: Path) -> dict[int, Path]:
+    """What `Workshop.thumbnails` leaves behind."""
+    made = {width: folder / f"{width}" for width in (256, 512)}
+    for width, path in made.items():
         path.write_bytes(b"thumbnail %d" % width)
-    return Picture(
-        folder / "canonical", "png", 1, 1, len(data), content_hash, content_hash, "#000000", thumbnails
-    )
+    return made
+
+
+async def kept_with_thumbnails(store: Store, folder: Path, data: bytes = b"a picture") -> Path:
+    made = picture(folder, data)
+    kept = await store.keep(made)
+    assert await store.keep_thumbnails(made.content_hash, made.format, thumbnails(folder))
+    return kept
 
 
 async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -64,6 +73,8 @@ async def test_from_a_stream_to_a_kept_picture_and_nothing_temporary_left(store:
         )
         made = await workshop.develop(folder / "raw", folder)
         kept = await store.keep(made)
+        small = await workshop.thumbnails(store.root / kept, folder)
+        assert await store.keep_thumbnails(made.content_hash, made.format, small)
     assert size == len(data) + 8
     assert (
         kept == Path("assets") / made.content_hash[:2] / made.content_hash[2:4] / f"{made.content_hash}.png"
@@ -102,15 +113,14 @@ async def test_many_keep_the_same_picture_at_once(store: Store, tmp_path: Path) 
     paths = await asyncio.gather(*(store.keep(made) for made in same))
     assert len(set(paths)) == 1
     assert (store.root / paths[0]).read_bytes() == b"a picture"
-    assert len(list((store.root / "thumbs").rglob("*.webp"))) == 2
 
 
-async def test_a_picture_is_seen_only_with_its_thumbnails(store: Store, tmp_path: Path) -> None:
+async def test_a_picture_that_went_gets_no_thumbnails(store: Store, tmp_path: Path) -> None:
     made = picture(tmp_path / "a")
-    made.thumbnails[512].unlink()
-    with pytest.raises(StoreFailed):
-        await store.keep(made)
-    assert list(store.files()) == []
+    await store.keep(made)
+    await store.remove(made.content_hash, "png")
+    assert not await store.keep_thumbnails(made.content_hash, "png", thumbnails(tmp_path / "a"))
+    assert list((store.root / "thumbs").rglob("*.webp")) == []
 
 
 @pytest.mark.parametrize(
@@ -134,8 +144,8 @@ async def test_removing_takes_the_thumbnails_too_and_says_whether_there_was_some
     store: Store, tmp_path: Path
 ) -> None:
     made, other = picture(tmp_path / "a"), picture(tmp_path / "b", b"other")
-    await store.keep(made)
-    await store.keep(other)
+    await kept_with_thumbnails(store, tmp_path / "a")
+    await kept_with_thumbnails(store, tmp_path / "b", b"other")
     assert await store.remove(made.content_hash, "png") is True
     assert await store.remove(made.content_hash, "png") is False
     assert [file.content_hash for file in store.files()] == [other.content_hash]
@@ -415,10 +425,9 @@ async def main():
             data = os.urandom(200_000)
             name = hashlib.sha256(data).hexdigest()
             await store.receive(one(data), folder / "canonical", max_bytes=1 << 20)
-            for width in ("256", "512"):
-                await store.receive(one(b"thumbnail"), folder / width, max_bytes=100)
-            await store.keep(Picture(folder / "canonical", "png", 1, 1, len(data), name, name, "#000000",
-                                     {256: folder / "256", 512: folder / "512"}))
+            await store.keep(Picture(folder / "canonical", "png", 1, 1, len(data), name, name, "#000000"))
+            await store.receive(one(b"thumbnail"), folder / "512", max_bytes=100)
+            await store.keep_thumbnails(name, "png", {512: folder / "512"})
 async def one(data):
     yield data
 asyncio.run(main())
@@ -433,7 +442,10 @@ from forge.store import Store
 async def main():
     store = Store(Path(sys.argv[1]))
     async with Workshop() as workshop, store.workspace("job-1") as folder:
-        print(store.root / await store.keep(await workshop.develop(Path(sys.argv[2]), folder)))
+        kept = await workshop.develop(Path(sys.argv[2]), folder)
+        print(store.root / await store.keep(kept))
+        small = await workshop.thumbnails(Path(sys.argv[2]), folder)
+        await store.keep_thumbnails(kept.content_hash, kept.format, small)
 asyncio.run(main())
 """
 
@@ -454,13 +466,15 @@ def test_what_is_renamed_was_synced_and_its_folder_is_synced_after(store: Store,
     calls = trace.read_text().splitlines()
     renames = [n for n, call in enumerate(calls) if "rename" in call and final.stem in call]
     assert len(renames) == 3
-    assert str(final) in calls[renames[-1]], "the picture comes last"
+    assert str(final) in calls[renames[0]], "the picture comes first"
     for rename in renames:
         source, _ = re.findall(r'"(/[^"]+)"', calls[rename])
         assert any(f"<{source}>" in call for call in calls[:rename] if "fsync" in call)
     # a thumbnail that is lost can be made again
     for folder in list(final.parents)[:3]:
-        assert any(f"<{folder}>" in call for call in calls[renames[-1] :] if "fsync" in call), folder
+        assert any(f"<{folder}>" in call for call in calls[renames[0] : renames[1]] if "fsync" in call), (
+            folder
+        )
 
 
 def test_a_kill_at_any_moment_leaves_whole_files_and_nothing_that_is_not_swept(store: Store) -> None:
@@ -476,15 +490,16 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_nothing_that_is_not_swept(s
         for file in store.files():
             path = store.path(file.content_hash, file.format)
             assert hashlib.sha256(path.read_bytes()).hexdigest() == file.content_hash
-            assert store.thumbnail_path(file.content_hash, 512).exists()
+            small = store.thumbnail_path(file.content_hash, 512)
+            assert not small.exists() or small.read_bytes() == b"thumbnail"
 
 
 # Uploads --------------------------------------------------------------------------------------------------
 
 
 async def test_an_upload_and_an_asset_of_one_content_are_two_files(store: Store, tmp_path: Path) -> None:
-    asset = await store.keep(picture(tmp_path / "a"))
-    sent = msgspec.structs.replace(picture(tmp_path / "b"), thumbnails={})
+    asset = await kept_with_thumbnails(store, tmp_path / "a")
+    sent = picture(tmp_path / "b")
     upload = await store.keep(sent, "uploads")
     digest = sent.content_hash
     assert upload == Path("uploads") / digest[:2] / digest[2:4] / f"{digest}.png"
@@ -498,7 +513,7 @@ async def test_an_upload_and_an_asset_of_one_content_are_two_files(store: Store,
 
 
 async def test_an_upload_that_was_kept_again_is_not_removed(store: Store, tmp_path: Path) -> None:
-    sent = msgspec.structs.replace(picture(tmp_path / "a"), thumbnails={})
+    sent = picture(tmp_path / "a")
     await store.keep(sent, "uploads")
     assert not await store.remove(sent.content_hash, "png", "uploads", untouched_since=1.0)
     assert len(list(store.files("uploads"))) == 1
@@ -507,12 +522,12 @@ async def test_an_upload_that_was_kept_again_is_not_removed(store: Store, tmp_pa
 async def test_a_volume_of_an_older_forge_gets_its_folder(store: Store, tmp_path: Path) -> None:
     (store.root / "uploads").rmdir()
     Store(store.root).open(create=False)
-    await store.keep(msgspec.structs.replace(picture(tmp_path / "a"), thumbnails={}), "uploads")
+    await store.keep(picture(tmp_path / "a"), "uploads")
     assert len(list(store.files("uploads"))) == 1
 
 
 async def test_uploads_without_a_marker_are_a_lost_mount_too(store: Store, tmp_path: Path) -> None:
-    await store.keep(msgspec.structs.replace(picture(tmp_path / "a"), thumbnails={}), "uploads")
+    await store.keep(picture(tmp_path / "a"), "uploads")
     (store.root / MARKER).unlink()
     with pytest.raises(StoreFailed, match="mounted"):
         Store(store.root).open()

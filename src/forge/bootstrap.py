@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from uuid import uuid4
 import uvloop
 from nats.aio.client import Client
 
-from forge import database, telemetry, topology
+from forge import database, guard, replaying, telemetry, topology
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -30,6 +30,7 @@ from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
+from forge.replaying import Rebuilt, Step, rebuild
 from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
@@ -51,10 +52,12 @@ async def setup(settings: Settings) -> list[str]:
 
     Raises:
         TopologyDiffers, MigrationFailed: what cannot be changed, and why.
+        LogDamaged: there is a log, and it is not whole.
         LogUnavailable, DatabaseUnavailable: a server does not answer.
     """
     nc = await connect(settings.nats_url, "setup")
     try:
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         done = [f"{change.name}: {change.outcome}" for change in await topology.apply(nc)]
     finally:
         await nc.close()
@@ -75,6 +78,29 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
         await nc.close()
 
 
+async def replay(
+    settings: Settings, names: Collection[str], *, replace: bool, progress: Callable[[Step], None]
+) -> Rebuilt:
+    """Rebuild the tables of some projections from the log, see :func:`forge.replaying.rebuild`."""
+    from forge.workers.projector import PROJECTIONS
+
+    await _migrated(settings)
+    async with AsyncExitStack() as stack:
+        nc = await connect(settings.nats_url, "replay")
+        stack.push_async_callback(nc.close)
+        pool = await stack.enter_async_context(
+            database.opened(settings.postgres_dsn, most=3, command_timeout=600.0)
+        )
+        chosen = [projection for projection in PROJECTIONS if projection.name in names]
+        return await rebuild(nc, pool, chosen, replace=replace, progress=progress)
+
+
+async def drop_old(settings: Settings) -> bool:
+    """Let go what a replay left or replaced, see :func:`forge.replaying.drop_old`."""
+    async with database.opened(settings.postgres_dsn, most=1) as pool:
+        return await replaying.drop_old(pool)
+
+
 # ------------------------------------------------------------------- workers
 
 
@@ -88,6 +114,7 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, "worker")
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         await topology.apply(nc)
         endless, draining = await _roles(stack, nc, settings, roles, stop)
         log.info("working", extra={"roles": sorted(roles)})
@@ -111,9 +138,9 @@ async def _roles(
 
         endless.append(Dispatcher(nc).run())
     if "projector" in roles:
-        from forge.workers import projector
+        from forge.workers import archivist, projector
 
-        endless.append(projector.run(nc, pool))
+        endless += [projector.run(nc, pool), archivist.run(nc, pool)]
     if "generation" in roles:
         draining.append(await _generation(stack, nc, events, store, settings, stop))
     if "cleanup" in roles:
@@ -142,12 +169,14 @@ async def _generation(
     from forge.comfyui.patience import patience
     from forge.workers.attempt import Studio
     from forge.workers.generation import Generation
+    from forge.workers.thumbnails import Thumbnails
 
     patient = patience(
         unreachable=settings.comfyui_unreachable_seconds,
         cancel=settings.comfyui_cancel_seconds,
         quarantine=settings.comfyui_quarantine_seconds,
     )
+    workshop = await stack.enter_async_context(Workshop())
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
         nc=nc,
@@ -159,7 +188,8 @@ async def _generation(
         folders=shared(settings.comfyui_urls, settings.comfyui_dirs),
         workflows=load_workflows(settings.workflows_dir, models=settings.models),
         store=store,
-        workshop=await stack.enter_async_context(Workshop()),
+        workshop=workshop,
+        thumbnails=Thumbnails(store, workshop),
         ttl_of=settings.ttl_of,
         capacity=Capacity(settings),
     )
@@ -210,6 +240,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, "api")
+        await guard.at_start(EventStore(nc), settings.postgres_dsn)
         await topology.apply(nc)
         try:
             await database.migrate(settings.postgres_dsn)

@@ -15,6 +15,7 @@ import msgspec
 import nats
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from forge.errors import ForgeError, LogUnavailable
 
@@ -90,6 +91,22 @@ async def request(nc: Client, subject: str, payload: Any = None, *, timeout: flo
     if error is not None:
         raise BrokerRefused(error.err_code, error.description)
     return answer
+
+
+async def stored(nc: Client, stream: str, query: dict[str, object], timeout: float = 2.0) -> Msg | None:
+    """One message of a stream, by the server's direct-get query; None where it has none.
+
+    Raises:
+        LogUnavailable: no answer in time.
+    """
+    subject = f"$JS.API.DIRECT.GET.{stream}"
+    try:
+        message = await nc.request(subject, msgspec.json.encode(query), timeout=timeout)
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        raise LogUnavailable(f"NATS gave no answer on {subject} to {query}: {error!r}") from error
+    finally:
+        heed_cancellation()
+    return None if (message.headers or {}).get("Status") else message
 
 
 async def exchange(

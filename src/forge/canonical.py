@@ -36,10 +36,9 @@ _JPEG_END_OF_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A canonical picture with its thumbnails, in a temp folder, ready to be kept.
+    """A canonical picture in a temp folder, ready to be kept.
 
-    Sizes in pixels and bytes; hashes are SHA-256 in hex; `dominant_color` is `#rrggbb`. `thumbnails` maps the
-    asked width to a WebP file, which is never wider than the picture.
+    Sizes in pixels and bytes; hashes are SHA-256 in hex; `dominant_color` is `#rrggbb`.
     """
 
     path: Path
@@ -50,7 +49,6 @@ class Picture(msgspec.Struct, frozen=True):
     content_hash: str
     pixel_hash: str
     dominant_color: str
-    thumbnails: dict[int, Path]
 
 
 class Canonical(msgspec.Struct, frozen=True):

@@ -31,7 +31,7 @@ from forge.canonical import FORMATS, THUMBNAIL_WIDTHS, Canonical, canonical
 from forge.errors import FULL_VOLUME, PictureRefused
 
 _MAX_SOURCE_BYTES = 256 << 20
-_MAX_FILES = 2 + len(THUMBNAIL_WIDTHS)
+_MAX_FILES = 1 + len(THUMBNAIL_WIDTHS)
 _BAND_ROWS = 256  # rows hashed at a time, so that hashing needs no second copy of the picture
 _TALLEST = 4  # a thumbnail is at most this many times as high as the asked width
 _ORIENTATION = 0x0112  # EXIF
@@ -59,19 +59,13 @@ class VolumeFailed(Exception):
 
 
 def develop(files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
-    """Write the canonical picture and its thumbnails; `files` are source, picture, then one per width."""
-    source, target, *thumbnails = files
+    """Write the canonical picture; `files` are source and target."""
+    source, target = files
     plain = _admit(source, max_pixels)
     image = _flat(_decode(plain))
     pixel_hash = _pixel_hash(image)
     _write(target, plain.data)
-    image, encoded = _viewable(image), {}
-    for width, file in sorted(zip(THUMBNAIL_WIDTHS, thumbnails, strict=True), reverse=True):
-        image = _shrink(image, width)
-        if image.size not in encoded:
-            encoded[image.size] = _webp(image)
-        _write(file, encoded[image.size])
-    return _facts(plain.format, (plain.width, plain.height), plain.data, pixel_hash, image)
+    return _facts(plain.format, (plain.width, plain.height), plain.data, pixel_hash, _viewable(image))
 
 
 def redraw(files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
@@ -107,11 +101,16 @@ def _facts(
     }
 
 
-def thumbnail(files: list[BinaryIO], max_pixels: int, width: int) -> dict[str, Any]:
-    """Write one WebP of at most `width` pixels across; `files` are source and target."""
-    source, target = files
+def thumbnails(files: list[BinaryIO], max_pixels: int, widths: list[int]) -> dict[str, Any]:
+    """Write one WebP for each width, at most so many pixels across; `files` are source and targets."""
+    source, *targets = files
     image = _viewable(_flat(_decode(_admit(source, max_pixels))))
-    _write(target, _webp(_shrink(image, width)))
+    encoded = dict[tuple[int, int], bytes]()
+    for width, file in sorted(zip(widths, targets, strict=True), key=lambda each: -each[0]):
+        image = _shrink(image, width)  # each from the one before
+        if image.size not in encoded:
+            encoded[image.size] = _webp(image)
+        _write(file, encoded[image.size])
     return {}
 
 
@@ -238,8 +237,8 @@ def serve(orders: socket.socket, max_pixels: int) -> None:
 
 def _answer(order: dict[str, Any], files: list[BinaryIO], max_pixels: int) -> dict[str, Any]:
     try:
-        if width := order.get("thumbnail"):
-            return thumbnail(files, max_pixels, width)
+        if widths := order.get("thumbnails"):
+            return thumbnails(files, max_pixels, widths)
         if fewer := order.get("redraw"):
             return redraw(files, min(max_pixels, fewer))
         return develop(files, max_pixels)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
-from forge.errors import DatabaseUnavailable, MigrationFailed
+from forge.errors import DatabaseUnavailable, MigrationFailed, TablesMissing
 from forge.topology import files
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ _DOWN = (
     asyncpg.InsufficientResourcesError,  # connections, memory, disk
     asyncpg.TransactionRollbackError,  # lost against another transaction
 )
+
+_EMPTIED = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 _LOCK = 0x666F726765  # "forge": one migration run at a time
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
@@ -98,11 +100,35 @@ async def answering() -> AsyncIterator[None]:
 
     Raises:
         DatabaseUnavailable: it is starting, stopping, unreachable, too slow, or short of something.
+        TablesMissing: it answers, and has not forge's tables.
     """
     try:
         yield
+    except _EMPTIED as error:
+        raise TablesMissing(f"the tables are not there, and are made again from the log: {error}") from error
     except _DOWN as error:
         raise DatabaseUnavailable(f"Postgres does not answer: {error!r}") from error
+
+
+@asynccontextmanager
+async def held(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
+    that crashed may have lost the last commits, and they are to be taken in again.
+
+    Raises:
+        DatabaseUnavailable: there is none, or it is gone.
+    """
+    now = asyncio.get_running_loop().time
+    async with answering(), asyncio.timeout(None) as bound, pool.acquire() as connection:
+
+        def lost(_: object) -> None:
+            bound.reschedule(now())
+
+        connection.add_termination_listener(lost)
+        try:
+            yield connection
+        finally:
+            connection.remove_termination_listener(lost)
 
 
 async def _prepare(connection: Any) -> None:
@@ -154,9 +180,20 @@ async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
             await connection.close()
 
 
+async def remake(pool: Pool) -> list[str]:
+    """:func:`migrate` for a running forge whose database somebody emptied."""
+    async with answering(), pool.acquire() as connection:
+        try:
+            return await _migrated(connection, migrations())
+        finally:
+            connection.remove_log_listener(_pass_on)
+
+
 async def _migrated(connection: Connection, wanted: list[Migration]) -> list[str]:
     connection.add_log_listener(_pass_on)
     await _locked(connection)
+    if await connection.fetchval("select current_schema()") is None:
+        await connection.execute("create schema if not exists public")
     await connection.execute(_RECORDS)
     applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
     if len(applied) > len(wanted):

@@ -24,6 +24,7 @@
     ├── Unavailable                 a server forge needs does not answer: 503, try again
     │   ├── LogUnavailable
     │   ├── DatabaseUnavailable
+    │   │   └── TablesMissing       somebody emptied it: the tables are made again from the log
     │   ├── DiskFull                the asset volume has no room
     │   ├── Overloaded              memory is short
     │   ├── NothingDeletedNow       what would go cannot be known for certain
@@ -31,10 +32,13 @@
     ├── StaleAttempt                a result came from an attempt that is no longer current
     ├── Conflict                    the log moved on since the decision was made: load, decide again
     ├── LogUnreadable               an event in the log cannot be decoded
+    ├── LogDamaged                  events are missing from the log, or it is another one
+    ├── ArchiveDamaged              the second copy of the log does not hold together
     ├── TopologyDiffers             a stream or consumer cannot be changed into what the file says
     ├── SettingInvalid              a variable of the environment has a bad value
     ├── WorkflowInvalid             a job type's two files are wrong
     ├── MigrationFailed             the database cannot be brought to this version
+    ├── ReplayRefused               tables cannot be rebuilt, or what was rebuilt is not what is there
     ├── ServerFailed                an embedded server did not start
     ├── PictureRefused              bytes that are not a picture forge accepts
     ├── StoreFailed                 the asset volume refused a write
@@ -228,6 +232,12 @@ class DatabaseUnavailable(Unavailable):
     code = "database_unavailable"
 
 
+class TablesMissing(DatabaseUnavailable):
+    """The database was emptied; its tables are made again from the log."""
+
+    code = "tables_missing"
+
+
 class DiskFull(Unavailable):
     """The asset volume is full; nothing is taken until there is room again."""
 
@@ -271,6 +281,28 @@ class LogUnreadable(ForgeError):
     code = "log_unreadable"
 
 
+class LogDamaged(ForgeError):
+    """The log is not whole."""
+
+    code = "log_damaged"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the log is not whole: {reason}. Nothing was changed; what to do stands in docs/RUNBOOK.md "
+            "under `the log is not whole`"
+        )
+
+
+class ArchiveDamaged(ForgeError):
+    """The second copy of the log does not hold together."""
+
+    code = "archive_damaged"
+
+    def __init__(self, seq: int, reason: str) -> None:
+        self.seq = seq
+        super().__init__(f"the second copy of the log does not hold at event {seq}: {reason}")
+
+
 class TopologyDiffers(ForgeError):
     """A stream or consumer on the server cannot be changed into what the file says."""
 
@@ -293,6 +325,12 @@ class MigrationFailed(ForgeError):
     """The database cannot be brought to this version."""
 
     code = "migration_failed"
+
+
+class ReplayRefused(ForgeError):
+    """The tables cannot be rebuilt now, or what was rebuilt is not what is there."""
+
+    code = "replay_refused"
 
 
 class ServerFailed(ForgeError):

@@ -17,11 +17,11 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from forge.broker import BrokerRefused, exchange, heed_cancellation, request
+from forge.broker import BrokerRefused, exchange, heed_cancellation, request, stored
 from forge.errors import Conflict, LogUnavailable
 from forge.events.catalogue import Event, encode
 from forge.events.envelope import Meta, Recorded, event_id, headers, open_envelope
-from forge.telemetry import traceparent
+from forge.telemetry import PRODUCER, correlation, part, traceparent
 from forge.topology import EVENTS, matches, subject
 
 _WRONG_LAST = (10071, 10164)  # 10164: the same on a replicated stream, another write is in flight
@@ -102,6 +102,7 @@ class EventStore:
 
     # -------------------------------------------------------------- appending
 
+    @part("forge.append", kind=PRODUCER)
     async def append(self, drafts: Sequence[Draft], *, within: float = 10.0) -> list[Recorded]:
         """Append all events or none, in order.
 
@@ -203,6 +204,12 @@ class EventStore:
         """The event at one position, None where there is none."""
         return await self._get({"seq": seq}, timeout)
 
+    async def id_at(self, seq: int, *, timeout: float = 2.0) -> str | None:
+        """The id of the event at one position, which need not be readable otherwise; None where there is none
+        or it is damaged."""
+        message = await stored(self.nc, self.stream, {"seq": seq}, timeout)
+        return None if message is None else (message.headers or {}).get("ce-id", "")
+
     async def last(self, filter_: str, *, timeout: float = 2.0) -> Recorded | None:
         """The newest event a filter covers."""
         return await self._get({"last_by_subj": filter_}, timeout)
@@ -227,21 +234,13 @@ class EventStore:
         return int(info["state"]["last_seq"])
 
     async def _get(self, query: dict[str, object], timeout: float) -> Recorded | None:
-        place = f"$JS.API.DIRECT.GET.{self.stream}"
-        try:
-            message = await self.nc.request(place, msgspec.json.encode(query), timeout=timeout)
-        except Exception as error:
-            raise LogUnavailable(f"reading {query}: {error!r}") from error
-        finally:
-            heed_cancellation()
-        if (message.headers or {}).get("Status"):
-            return None
-        return recorded(message)
+        message = await stored(self.nc, self.stream, query, timeout)
+        return None if message is None else recorded(message)
 
 
 def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) -> list[Draft]:
     """The entries of one command about a job, in envelopes of now; the same command makes the same ids."""
-    now, trace = datetime.now(UTC), traceparent()
+    now, trace, correlated = datetime.now(UTC), traceparent(), correlation(str(job_id))
     return [
         Draft(
             entry.event,
@@ -249,7 +248,7 @@ def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) 
                 id=event_id(command, nth),
                 at=now,
                 actor=actor,
-                correlation=str(job_id),
+                correlation=correlated,
                 causation=command,
                 traceparent=trace,
             ),

@@ -1,6 +1,6 @@
 """Every picture is decoded here before forge believes it: in a child process that can do nothing else.
 
-A file comes in, `Picture` leaves: canonical bytes, thumbnails, hashes and a colour, on disk. The child
+A file comes in, `Picture` leaves: canonical bytes, hashes and a colour, on disk. The child
 (`forge.darkroom`) is a plain subprocess, given open files instead of paths. A process pool would bring three
 processes, import the whole command line into each of them and could not stop a picture that decodes for ever.
 """
@@ -22,6 +22,7 @@ import msgspec
 
 from forge.canonical import THUMBNAIL_WIDTHS, Picture
 from forge.errors import DiskFull, PictureRefused, ServerFailed, StoreFailed, refusal
+from forge.telemetry import part
 
 __all__ = ["Picture", "Workshop"]
 
@@ -67,44 +68,40 @@ class Workshop:
         """The running children."""
         return [child.process.pid for child in self._children if child.process]
 
+    @part("forge.picture.develop")
     async def develop(self, source: Path, folder: Path) -> Picture:
-        """Write the canonical form of `source` and its thumbnails into `folder`, fsynced.
+        """Write the canonical form of `source` into `folder`, fsynced.
 
         Raises:
             PictureRefused: not a PNG, JPEG or WebP forge accepts; nothing is left in `folder`.
             StoreFailed: a file could not be read or written; DiskFull: for want of room.
         """
-        name = secrets.token_hex(8)
-        path = folder / name
-        thumbnails = {width: folder / f"{name}.{width}.webp" for width in THUMBNAIL_WIDTHS}
-        facts = await self._order({}, source, [path, *thumbnails.values()])
-        return Picture(path=path, thumbnails=thumbnails, **facts)
+        path = folder / secrets.token_hex(8)
+        return Picture(path=path, **await self._order({}, source, [path]))
 
     async def redraw(self, source: Path, folder: Path, max_pixels: int) -> Picture:
         """Write the pixels of `source`, upright and nothing else of it, as a new PNG into `folder`, fsynced.
 
-        A picture of more than `max_pixels` is refused on its header. There are no thumbnails.
+        A picture of more than `max_pixels` is refused on its header.
 
         Raises:
             PictureRefused, StoreFailed: as `develop`.
         """
         path = folder / secrets.token_hex(8)
-        facts = await self._order({"redraw": max_pixels}, source, [path])
-        return Picture(path=path, thumbnails={}, **facts)
+        return Picture(path=path, **await self._order({"redraw": max_pixels}, source, [path]))
 
-    async def thumbnail(self, source: Path, width: int, target: Path) -> None:
-        """Write a WebP of `source`, at most `width` pixels wide and never enlarged, as `target`, atomically.
+    async def thumbnails(
+        self, source: Path, folder: Path, widths: Sequence[int] = THUMBNAIL_WIDTHS
+    ) -> dict[int, Path]:
+        """Write a WebP of `source` for each width into `folder`, fsynced: at most so wide and never enlarged.
 
         Raises:
-            PictureRefused, StoreFailed: as `develop`; `target` is then as it was.
+            PictureRefused, StoreFailed: as `develop`.
         """
-        unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        await self._order({"thumbnail": width}, source, [unfinished])
-        try:
-            unfinished.replace(target)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise refusal(target, error) from error
+        name = secrets.token_hex(8)
+        made = {width: folder / f"{name}.{width}.webp" for width in widths}
+        await self._order({"thumbnails": list(made)}, source, list(made.values()))
+        return made
 
     async def _order(self, order: dict[str, Any], source: Path, targets: Sequence[Path]) -> dict[str, Any]:
         child = await self._idle.get()

@@ -170,8 +170,9 @@ async def _queue(
     connection: database.Connection | None, fold: _Fold, asked: Asked, then: datetime | None
 ) -> QueuePage:
     assert connection is not None
-    statuses = list(asked.statuses or (Status.PENDING, Status.RUNNING))
-    rows = await jobs.page(connection, asked.user, statuses, asked.job_type, None, asked.limit)
+    statuses = asked.statuses or (Status.PENDING, Status.RUNNING)
+    wanted = jobs.Wanted(statuses=statuses, job_type=asked.job_type)
+    rows = await jobs.page(connection, asked.user, wanted, None, asked.limit)
     places = Places(fold.admissions.line, lambda: then) if then is not None else None
     counts = await jobs.counts(connection, asked.user)
     return QueuePage(items=[job_of_row(row, places) for row in rows], next_cursor=None, counts=counts)

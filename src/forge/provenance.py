@@ -1,4 +1,4 @@
-"""What the log tells of an asset, from its first picture on: for its history, and to draw it again.
+"""What the log tells of a job, or of an asset from its first picture on: for histories, to draw it again.
 
 Nothing here knows Postgres: an asset that expired years ago is found as one of today. The server looks
 through the subjects of all assets for it, so whoever asks sets a bound.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from uuid import UUID
 
-from forge.commands import Jobs, Loaded
+from forge.commands import SUBMIT_SECONDS, Jobs, Loaded
 from forge.errors import NotFound
 from forge.events.assets import (
     AssetFault,
@@ -24,7 +24,7 @@ from forge.events.assets import (
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
 from forge.follower import follow
-from forge.topology import ALL_ACCESSES, faults, pins_of_anybody, references
+from forge.topology import ALL_ACCESSES, admissions, faults, job, pins_of_anybody, references
 
 _AT_ONCE = 64
 
@@ -46,6 +46,24 @@ async def facts(store: EventStore, asset_id: UUID) -> list[Recorded]:
             if record is not None and _is_of(record, asset_id):
                 found[record.seq] = record
     return [found[seq] for seq in sorted(found)]
+
+
+async def of_job(
+    store: EventStore, job_id: UUID, user: str, submitted_seq: int, admitted_seq: int
+) -> list[Recorded]:
+    """A job's events: its request, its own facts, and where it was retried what the user's ledger says.
+
+    Raises:
+        LogUnreadable: an event cannot be decoded.
+        LogUnavailable: no answer.
+    """
+    request = await store.at(submitted_seq, timeout=SUBMIT_SECONDS)
+    filters = [job(user, job_id)]
+    if admitted_seq != submitted_seq:
+        filters.append(admissions(user))
+    found = await _all(store, submitted_seq + 1, filters)
+    mine = [record for record in found if getattr(record.event, "job_id", None) == job_id]
+    return mine if request is None else [request, *mine]
 
 
 async def accesses(store: EventStore, asset_id: UUID, since: int) -> list[Recorded]:

@@ -28,7 +28,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Literal, ParamSpec, TypeVar
 
@@ -36,6 +36,7 @@ import msgspec
 
 from forge.canonical import FORMATS, Picture
 from forge.errors import PictureRefused, StoreMissing, refusal
+from forge.telemetry import part
 
 MARKER = ".forge-store"
 
@@ -149,13 +150,19 @@ class Store:
             raise
         return size
 
+    @part("forge.picture.keep")
     async def keep(self, picture: Picture, kind: Kind = "assets") -> Path:
-        """Move a developed picture and its thumbnails to their names; returns its path relative to `root`.
+        """Move a developed picture to its name; returns its path relative to `root`.
 
         Keeping the same content again renews the file, its time included, so that a removal which has already
         chosen it (`untouched_since`) lets it be.
         """
         return await _in_thread(self._keep, picture, kind)
+
+    async def keep_thumbnails(self, content_hash: str, fmt: str, made: Mapping[int, Path]) -> bool:
+        """Move thumbnails, by width, to their names; False, and they stay where they are, when the picture is
+        gone."""
+        return await _in_thread(self._keep_thumbnails, content_hash, fmt, made)
 
     async def renew(self, content_hash: str, fmt: str) -> bool:
         """Say that a stored picture is needed again, before the event that says why: as `keep` would.
@@ -325,18 +332,23 @@ class Store:
 
     def _keep(self, picture: Picture, kind: Kind) -> Path:
         final = self.path(picture.content_hash, picture.format, kind)
-        moves = [
-            *((file, self.thumbnail_path(picture.content_hash, w)) for w, file in picture.thumbnails.items()),
-            (picture.path, final),  # last: who sees the picture sees its thumbnails
-        ]
         with _volume(final), self._locked(fcntl.LOCK_SH):
-            # Only the picture's folders are synced: a thumbnail that a power cut takes can be made again.
-            *_, changed = [_made(target.parent) for _, target in moves]
-            for source, target in moves:
-                _move(source, target)
+            changed = _made(final.parent)
+            _move(picture.path, final)
             for folder in changed:
                 _sync(folder)
         return final.relative_to(self.root)
+
+    def _keep_thumbnails(self, content_hash: str, fmt: str, made: Mapping[int, Path]) -> bool:
+        final = self.path(content_hash, fmt)
+        with _volume(final), self._locked(fcntl.LOCK_SH):  # a removal takes both or comes before
+            if not final.exists():
+                return False
+            for width, source in made.items():
+                target = self.thumbnail_path(content_hash, width)
+                _made(target.parent)  # not synced: a thumbnail that a power cut takes can be made again
+                _move(source, target)
+        return True
 
     def _remove(self, content_hash: str, fmt: str, kind: Kind, untouched_since: float | None) -> bool:
         final = self.path(content_hash, fmt, kind)

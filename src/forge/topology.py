@@ -7,6 +7,7 @@ with a literal prefix (a job's facts, a character's assets): see decision 2 in `
 
 from __future__ import annotations
 
+import asyncio
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -258,14 +259,44 @@ async def apply(nc: Client, folder: Path | None = None) -> list[Change]:
         TopologyDiffers: the server refuses a change; says which fields differ and why it refused.
         LogUnavailable: no answer.
     """
+    return [await _apply(nc, path, body) for path, body in _declared(folder).items()]
+
+
+def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Path → body of the request that makes it, streams first."""
     folder = folder or files() / "nats"
     streams: list[dict[str, Any]] = msgspec.json.decode((folder / "streams.json").read_bytes())
     consumers: list[dict[str, Any]] = msgspec.json.decode((folder / "consumers.json").read_bytes())
-    done = [await _apply(nc, "STREAM", config["name"], config, config) for config in streams]
-    for entry in consumers:
-        path = f"{entry['stream_name']}.{entry['config']['durable_name']}"
-        done.append(await _apply(nc, "CONSUMER", path, entry["config"], entry))
-    return done
+    named = {f"{entry['stream_name']}.{entry['config']['durable_name']}": entry for entry in consumers}
+    return {config["name"]: config for config in streams} | named
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A stream (``FORGE_EVENTS``) or consumer (``FORGE_EVENTS.cleanup``) as the server has it: the fields in
+    which it differs from its file, and what the server says of it, None where it has none."""
+
+    path: str
+    differs: tuple[str, ...]
+    info: dict[str, Any] | None
+
+
+async def standings(nc: Client) -> tuple[Standing, ...]:
+    """Every stream and consumer of the files, streams first; changes nothing.
+
+    Raises:
+        LogUnavailable: no answer.
+    """
+    return tuple(await asyncio.gather(*(_standing(nc, path, body) for path, body in _declared().items())))
+
+
+async def _standing(nc: Client, path: str, body: dict[str, Any]) -> Standing:
+    try:
+        info = msgspec.json.decode(await request(nc, f"{_kind(path)}.INFO.{path}"))
+    except BrokerRefused as refused:
+        if refused.err_code in NOT_FOUND:
+            return Standing(path, (), None)
+        raise
+    return Standing(path, tuple(sorted(_differing(_config(path, body), info["config"]))), info)
 
 
 async def places(nc: Client) -> int:
@@ -274,12 +305,13 @@ async def places(nc: Client) -> int:
     return int(info["config"]["max_msgs"])
 
 
-async def _apply(nc: Client, kind: str, path: str, config: dict[str, Any], body: dict[str, Any]) -> Change:
-    there = await _existing(nc, kind, path)
+async def _apply(nc: Client, path: str, body: dict[str, Any]) -> Change:
+    kind, config = _kind(path), _config(path, body)
+    there = await _existing(nc, path)
     if there is None:
         verb, outcome = f"{kind}.CREATE.{path}", "created"
     else:
-        differing = {key for key, value in config.items() if not _same(value, there.get(key))}
+        differing = _differing(config, there)
         if not differing:
             return Change(path, "unchanged")
         # the server keeps fields this file does not name: send them back as they are
@@ -300,9 +332,22 @@ async def _apply(nc: Client, kind: str, path: str, config: dict[str, Any], body:
     return Change(path, outcome)
 
 
-async def _existing(nc: Client, kind: str, path: str) -> dict[str, Any] | None:
+def _kind(path: str) -> str:
+    return "CONSUMER" if "." in path else "STREAM"
+
+
+def _config(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = body["config"] if _kind(path) == "CONSUMER" else body
+    return config
+
+
+def _differing(config: dict[str, Any], there: dict[str, Any]) -> set[str]:
+    return {key for key, value in config.items() if not _same(value, there.get(key))}
+
+
+async def _existing(nc: Client, path: str) -> dict[str, Any] | None:
     try:
-        answer = msgspec.json.decode(await request(nc, f"{kind}.INFO.{path}"))
+        answer = msgspec.json.decode(await request(nc, f"{_kind(path)}.INFO.{path}"))
     except BrokerRefused as refused:
         if refused.err_code in NOT_FOUND:
             return None

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from acceptance.failpoints import ARMED, PLANTED
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
 from waiting import wait_until
 
@@ -36,12 +37,17 @@ class Command:
 
     def launch(self) -> OwnedProcess:
         self.process = OwnedProcess(
-            [sys.executable, "-P", "-m", "forge", *self.words],
+            [sys.executable, "-P", *self._program(), *self.words],
             log=self.log,
             cwd=self.log.parent,
             env=self.environ,
         )
         return self.process
+
+    def _program(self) -> list[str]:
+        """forge as it is, or as a test has prepared it."""
+        prepared = self.environ.keys() & {ARMED, PLANTED}
+        return ["-m", "acceptance.failpoints"] if prepared else ["-m", "forge"]
 
     def kill(self) -> None:
         assert self.process is not None
@@ -186,9 +192,10 @@ class System:
         }.get(kind, ["worker", "--roles", kind])
         if kind == "sim":
             words += ["--render-ms", self.render_ms, "--record", str(self.record_of(name))]
-        return Command(words, self.root / "log" / f"{name}.log", self._environ(name))
+        return Command(words, self.root / "log" / f"{name}.log", self.environ(name))
 
-    def _environ(self, name: str) -> dict[str, str]:
+    def environ(self, name: str) -> dict[str, str]:
+        """The variables of a member."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORGE_")}
         return {
             **inherited,
@@ -200,6 +207,7 @@ class System:
             "FORGE_PORT": str(self.ports.get(name, 0)),
             "FORGE_RATE_PER_HOUR": "1000000",
             "FORGE_SCAN_SECONDS": SCAN_SECONDS,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
             "PYTHONUNBUFFERED": "1",
             **self._more,
         }

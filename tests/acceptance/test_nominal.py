@@ -124,8 +124,8 @@ def _file_is_damaged(e: Evidence) -> None:
     e.files[next(iter(e.files))] = "0" * 64
 
 
-def _thumbnail_is_missing(e: Evidence) -> None:
-    e.thumbnails.pop()
+def _thumbnail_of_nobody(e: Evidence) -> None:
+    e.thumbnails.add(f"thumbs/00/00/{'0' * 64}.256.webp")
 
 
 def _a_fourth_prompt(e: Evidence) -> None:
@@ -208,7 +208,7 @@ BUGS = (
     _file_is_missing,
     _file_of_nobody,
     _file_is_damaged,
-    _thumbnail_is_missing,
+    _thumbnail_of_nobody,
     _a_fourth_prompt,
     _four_in_two_places,
     _drawn_twice,

@@ -302,7 +302,7 @@ async def ready(served: Served) -> tuple[int, dict[str, bool]]:
 
 
 async def test_ready_when_everything_is_there(served: Served) -> None:
-    names = ("log", "database", "store", "disk", "memory", "caught_up")
+    names = ("log", "log_whole", "database", "store", "disk", "memory", "caught_up")
     assert await ready(served) == (200, dict.fromkeys(names, True))
     async with httpx.AsyncClient(base_url=served.base_url) as plain:
         assert (await plain.get("/livez")).status_code == 200

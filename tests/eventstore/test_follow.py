@@ -11,11 +11,12 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
+import damage
 from factories import job_id, meta, sampled, started, submitted
 from forge import follower, topology
 from forge.broker import request
 from forge.embedded import EmbeddedNats
-from forge.errors import LogUnavailable, LogUnreadable
+from forge.errors import LogDamaged, LogUnavailable, LogUnreadable
 from forge.events.envelope import Recorded, headers
 from forge.eventstore import Draft, EventStore
 from forge.follower import follow
@@ -62,6 +63,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's silence is noticed within a second."""
     monkeypatch.setattr(follower, "_HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(follower, "_SILENT_SECONDS", 0.9)
+    monkeypatch.setattr(follower, "_STALLED_SECONDS", 0.9)
 
 
 async def write(events: EventStore, count: int, user: str = "mei", at_once: int = 500) -> int:
@@ -225,3 +227,71 @@ async def test_what_cannot_be_read_stops_reading_right_before_it(
         assert isinstance(reader.task.exception(), LogUnreadable)
         assert "message 4" in str(reader.task.exception())
     assert reader.seqs == [1, 2, 3]
+
+
+# -------------------------------------------------------------------- damage
+
+
+async def ends_damaged(reader: Reader) -> str:
+    """Why it ended."""
+    await asyncio.wait([reader.task], timeout=10)
+    error = reader.task.exception()
+    assert isinstance(error, LogDamaged), error
+    return error.detail
+
+
+async def remade(nc: Client) -> None:
+    """Another log of the same name."""
+    await request(nc, "STREAM.DELETE.FORGE_EVENTS")
+    await topology.apply(nc)
+
+
+async def test_a_log_that_comes_back_shorter_is_not_read_on(
+    nats_server: EmbeddedNats, nats_client: Client, events: EventStore
+) -> None:
+    async with following(nats_client) as reader:
+        await reader.reaches(await write(events, 5))
+        await remade(nats_client)
+        assert "ends at event 0, and event 5 was read" in await ends_damaged(reader)
+
+
+async def test_a_log_that_comes_back_as_another_is_not_read_on(
+    nats_server: EmbeddedNats, nats_client: Client, events: EventStore
+) -> None:
+    """Also where only the reader's own subjects were looked at, and it is longer than before."""
+    async with following(nats_client, filters=(topology.ALL_ADMISSIONS,)) as reader:
+        await reader.reaches(await write(events, 5))
+        config = msgspec.json.decode(await request(nats_client, "STREAM.INFO.FORGE_EVENTS"))["config"]
+        await request(nats_client, "STREAM.DELETE.FORGE_EVENTS")
+        aside = {**config, "subjects": ["aside.>"], "allow_direct": False}
+        await request(nats_client, "STREAM.CREATE.FORGE_EVENTS", aside)
+        for _ in range(7):
+            await nats_client.request("aside.x", b"{}", headers={"ce-id": "another"})
+        await request(nats_client, "STREAM.UPDATE.FORGE_EVENTS", {**config, "subjects": config["subjects"]})
+        assert "another log: its event 5" in await ends_damaged(reader)
+
+
+async def test_a_skipped_event_is_noticed_by_who_reads_the_whole_log(
+    nats_server: EmbeddedNats, nats_client: Client, events: EventStore
+) -> None:
+    """The server leaves out a message whose bytes changed, and says nothing."""
+    await write(events, 9)
+    nats_server.stop()
+    damage.flip(nats_server, str(meta("mei 0 4").id).encode())
+    nats_server.start()
+    async with following(nats_client) as reader:
+        assert "event 6 comes right after event 4" in await ends_damaged(reader)
+    assert reader.seqs in ([], [1, 2, 3, 4])
+
+
+async def test_an_event_that_does_not_come_is_asked_for(
+    nats_server: EmbeddedNats, nats_client: Client, events: EventStore
+) -> None:
+    """Of a damaged last message a consumer is told that it is due, for ever."""
+    await write(events, 9)
+    nats_server.stop()
+    damage.flip(nats_server, str(meta("mei 0 8").id).encode())
+    nats_server.start()
+    async with following(nats_client) as reader:
+        assert "the event after 8 can not be read" in await ends_damaged(reader)
+    assert reader.seqs == list(range(1, 9))

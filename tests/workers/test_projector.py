@@ -11,13 +11,14 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
+import damage
 from factories import cancelled, job_id, meta, sampled, started, submitted
 from folding import ALL, fold, tables
 from forge import database, follower, topology
-from forge.broker import connect
+from forge.broker import connect, request
 from forge.database import Pool
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
-from forge.errors import LogUnreadable
+from forge.errors import LogDamaged, LogUnreadable
 from forge.events.envelope import headers
 from forge.eventstore import Draft, EventStore
 from forge.workers import projector
@@ -181,6 +182,60 @@ async def test_a_postgres_that_goes_and_comes_is_written_on(
             await same_as_folded_by_hand(pool, events)
     finally:
         server.stop()
+
+
+async def refuses(task: asyncio.Task[None]) -> str:
+    """Why a projector ended."""
+    await asyncio.wait({task}, timeout=10)
+    with pytest.raises(ExceptionGroup) as raised:
+        task.result()
+    [damaged] = raised.value.exceptions
+    assert isinstance(damaged, LogDamaged)
+    return damaged.detail
+
+
+async def test_a_log_that_was_shortened_is_refused(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
+) -> None:
+    async with projecting(nats_server, pool):
+        await reaches(pool, await write(events, 5, "mei"))
+    await request(nats_client, "STREAM.DELETE.FORGE_EVENTS")
+    await topology.apply(nats_client)
+    async with projecting(nats_server, pool) as task:
+        assert "it is empty, and the checkpoint of" in await refuses(task)
+
+
+async def test_a_hole_ahead_of_the_checkpoint_is_refused_with_everything_before_it_in(
+    nats_server: EmbeddedNats, pool: Pool, events: EventStore
+) -> None:
+    await write(events, 5, "mei")
+    hidden = await events.at(8)
+    assert hidden is not None
+    nats_server.stop()
+    damage.flip(nats_server, str(hidden.meta.id).encode())
+    nats_server.start()
+    async with projecting(nats_server, pool) as task:
+        assert "event 9 comes right after event 7" in await refuses(task)
+
+
+async def test_samples_that_began_anew_are_read_from_their_start(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
+) -> None:
+    where, taken = topology.subject(sampled()), "select count(*) = {} from resource_usage_log"
+
+    async def sample(name: str) -> None:
+        given = headers(sampled(), meta(name), where)
+        await nats_client.request(where, msgspec.json.encode(sampled()), headers=given)
+
+    async with projecting(nats_server, pool):
+        for name in ("one", "two"):
+            await sample(name)
+        await wait_until(lambda: pool.fetchval(taken.format(2)))
+    await request(nats_client, f"STREAM.DELETE.{topology.METRICS}")
+    await topology.apply(nats_client)
+    await sample("three")
+    async with projecting(nats_server, pool):
+        await wait_until(lambda: pool.fetchval(taken.format(3)))
 
 
 async def test_what_cannot_be_read_stops_it_by_sequence_with_everything_before_it_in(

@@ -66,7 +66,7 @@ async def kept(store: Store, data: bytes = b"a picture") -> str:
     digest = hashlib.sha256(data).hexdigest()
     async with store.workspace("upload") as folder:
         (folder / "png").write_bytes(data)
-        made = Picture(folder / "png", "png", 1, 1, len(data), digest, digest, "#000000", {})
+        made = Picture(folder / "png", "png", 1, 1, len(data), digest, digest, "#000000")
         await store.keep(made, "uploads")
     return digest
 

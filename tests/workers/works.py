@@ -46,6 +46,7 @@ from forge.workers.attempt import Studio
 from forge.workers.dispatcher import Dispatcher
 from forge.workers.generation import Generation
 from forge.workers.leftovers import Leftovers
+from forge.workers.thumbnails import Thumbnails
 from waiting import wait_until
 
 HURRY = Patience(
@@ -146,7 +147,7 @@ class Works:
         nc = await connect(self.nats.url, "worker")
         self.stack.push_async_callback(nc.close)
         urls = [simulator.url for simulator in self.simulators]
-        events = EventStore(nc)
+        events, workshop = EventStore(nc), await self.stack.enter_async_context(Workshop())
         studio = Studio(
             worker=f"worker-{len(self.workers)}",
             nc=nc,
@@ -158,7 +159,8 @@ class Works:
             folders=shared(urls, [simulator.folders.base for simulator in self.simulators]),
             workflows=self.workflows,
             store=self.store,
-            workshop=await self.stack.enter_async_context(Workshop()),
+            workshop=workshop,
+            thumbnails=Thumbnails(self.store, workshop),
             ttl_of=self.settings.ttl_of,
             capacity=Capacity(self.settings),
         )

@@ -7,7 +7,6 @@ import re
 import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -55,7 +54,6 @@ from forge.events.jobs import JobSubmitted, Terminal
 from forge.projections import inventory as table
 from forge.projections import queue as jobs_table
 from forge.store import Store
-from forge.telemetry import span
 from forge.topology import job as facts_of
 
 Asked = Request[Any, Any, Any]
@@ -244,7 +242,7 @@ async def thumbnail(
     wide = next(w for w in WIDTHS if w >= width)
     path = parts.blobs.thumbnail_path(row["content_hash"], wide)
     if not await asyncio.to_thread(path.is_file):
-        await _made(parts, row, wide, path)
+        await _made(parts, row, wide)
     sent = await files.send(request, path, f"{row['content_hash']}.{wide}", "image/webp")
     return _counted(request, asset_id, sent)
 
@@ -271,13 +269,14 @@ async def usage(request: Asked, asset_id: FromPath[UUID], min_seq: MinSeq = None
     return await item(parts, min_seq, look, f"there is no asset {asset_id}", about=asset_id)
 
 
-async def _made(parts: Parts, row: asyncpg.Record, width: int, path: Path) -> None:
+async def _made(parts: Parts, row: asyncpg.Record, width: int) -> None:
     """Make a thumbnail that is not there; making it twice at once does no harm."""
-    source = parts.blobs.path(row["content_hash"], row["format"])
+    content_hash, fmt = row["content_hash"], row["format"]
     try:
-        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
-        await parts.workshop.thumbnail(source, width, path)
-    except (PictureRefused, OSError) as error:
+        async with parts.blobs.workspace(f"thumbnail-{content_hash[:16]}") as folder:
+            made = await parts.workshop.thumbnails(parts.blobs.path(content_hash, fmt), folder, (width,))
+            await parts.blobs.keep_thumbnails(content_hash, fmt, made)
+    except PictureRefused as error:
         raise StoreFailed("the stored file cannot be read") from error
 
 
@@ -382,8 +381,7 @@ async def regenerate(request: Asked, asset_id: FromPath[UUID]) -> Response[JobVi
         uploads={f"params.{p}": UUID(u) for p, u in images.items()},
         regenerates=original(stored),
     )
-    with span("forge.request", request.headers.get("traceparent", "")):
-        [loaded] = await parts.admissions.submit(user, [again], actor=caller.actor)
+    [loaded] = await parts.admissions.submit(user, [again], actor=caller.actor)
     view = job_of_log(parts.live.places, loaded)
     parts.live.wrote(view.seq)
     return Response(view, headers={"location": f"{ROOT}/jobs/{view.id}"})

@@ -21,6 +21,7 @@ from forge.api import edge
 from forge.domain.keys import MAX_TEXT, digest, has_form
 from forge.errors import Forbidden, Unauthenticated, Unavailable
 from forge.settings import ApiKey
+from forge.telemetry import about
 
 if TYPE_CHECKING:
     from forge.api.live import Live
@@ -109,7 +110,9 @@ async def admit(request: Request[Any, Any, Any]) -> None:
     Not a guard, for which Litestar copies the route's handler each time; and async, because it would send a
     plain function to a thread.
     """
-    request.scope["user"] = admitted(request)
+    caller = request.scope["user"] = admitted(request)
+    named = request.path_params.get("job_id")
+    about(user=caller.user) if named is None else about(user=caller.user, job=str(named))
 
 
 def admitted(connection: Connection) -> Caller:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, TypeVar
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from forge.api.edge import MAX_SEQ, invalid
 from forge.api.parts import Parts
 from forge.database import Connection
 from forge.errors import NotFound, Unavailable
+from forge.projections import reading
 from forge.projections.reading import Snapshot, snapshot
 
 T = TypeVar("T")
@@ -28,6 +31,7 @@ MinSeq = Annotated[
 
 _MISSING_SECONDS = 1.0
 _CHANGED_SECONDS = 0.5
+_LOOK_SECONDS = 0.02
 
 
 @asynccontextmanager
@@ -41,8 +45,26 @@ async def listing(parts: Parts, min_seq: int | None) -> AsyncIterator[Snapshot]:
     if min_seq is not None:
         await _happened(parts, min_seq)
         await parts.live.checkpoint.wait(min_seq, checkpoint.WAIT_SECONDS)
-    async with snapshot(parts.pool) as tables:
+    async with AsyncExitStack() as stack:
+        tables = await stack.enter_async_context(snapshot(parts.pool))
+        if tables.seq == 0 and parts.live.newest:
+            await stack.aclose()
+            await _filled(parts)
+            tables = await stack.enter_async_context(snapshot(parts.pool))
         yield tables
+
+
+async def _filled(parts: Parts) -> None:
+    """Tables that tell of nothing at all are new, or somebody emptied them: a list of them would be a lie.
+
+    Raises:
+        Unavailable: they still do not, after a moment.
+    """
+    deadline = time.monotonic() + _MISSING_SECONDS
+    while await reading.position(parts.pool) == 0:
+        if time.monotonic() > deadline:
+            raise Unavailable("the tables are being made from the log; come again")
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _happened(parts: Parts, seq: int) -> None:

@@ -17,6 +17,7 @@ from litestar.types import Receive, Scope, Send
 
 from forge.api import problems
 from forge.api.addresses import Asker, asker, network, parsed
+from forge.api.trail import Trail
 from forge.domain.rates import Buckets, Rate
 from forge.errors import AddressTooLong, ForgeError, HeadTooLarge, Limit, LimitReached, Malformed
 from forge.settings import Settings
@@ -44,6 +45,7 @@ class Gate:
 
     def __init__(self, app: Litestar, settings: Settings) -> None:
         self._app = app
+        self._admitted = Trail(app)
         self._trusted = settings.trusted_proxies
         self._spares_local = settings.rate_per_ip is None
         per_second = DEFAULT_RATE if settings.rate_per_ip is None else settings.rate_per_ip
@@ -53,15 +55,17 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = cast("dict[str, Any]", scope)
-        if given["type"] != "lifespan":
-            try:
-                self._admit(given)
-            except ForgeError as error:
-                await self._refuse(given, send, error)
-                return
-            if given.get("method") == "HEAD":  # the server leaves the body out
-                given = given | {"method": "GET", IS_HEAD: True}
-        await self._app(cast("Scope", given), receive, send)
+        if given["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._admit(given)
+        except ForgeError as error:
+            await self._refuse(given, send, error)
+            return
+        if given.get("method") == "HEAD":  # the server leaves the body out
+            given = given | {"method": "GET", IS_HEAD: True}
+        await self._admitted(cast("Scope", given), receive, send)
 
     def connected(self, peer: tuple[str, int] | None) -> str:
         """Count a connection; what it is counted under, nothing for proxies and for this machine."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -14,6 +13,7 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.params import FromPath, QueryParameter
 
+from forge import provenance
 from forge.admissions import JobRequest, fingerprint
 from forge.api import cursors, edge
 from forge.api.auth import Caller, caller_of
@@ -46,11 +46,7 @@ from forge.errors import (
     NotFound,
 )
 from forge.events.envelope import Recorded
-from forge.follower import follow
 from forge.projections import queue as table
-from forge.telemetry import span
-from forge.topology import admissions as ledger
-from forge.topology import job as facts_of
 from forge.topology import job_of_anybody
 
 Asked = Request[Any, Any, Any]
@@ -89,8 +85,7 @@ async def submit(request: Asked) -> Response[JobView]:
     asked = await edge.body(request, _submit)
     job_id = new_id() if key is None else keyed_job_id(caller.user, key)
     made = _request(parts, asked, "", id=job_id, keyed=key is not None, fingerprint=fingerprint(asked))
-    with span("forge.request", request.headers.get("traceparent", "")):
-        [loaded] = await parts.admissions.submit(caller.user, [made], actor=caller.actor)
+    [loaded] = await parts.admissions.submit(caller.user, [made], actor=caller.actor)
     view = job_of_log(parts.live.places, loaded)
     parts.live.wrote(view.seq)
     return Response(view, headers={"location": f"{request.scope['path']}/{view.id}"})
@@ -112,8 +107,7 @@ async def submit_batch(request: Asked) -> Response[BatchAccepted]:
     asked = await edge.body(request, _submit_batch)
     batch_id = new_id() if key is None else derived_id("batch", caller.user, key)
     made = _requests(parts, asked, batch_id, caller.user, key)
-    with span("forge.request", request.headers.get("traceparent", "")):
-        loaded = await parts.admissions.submit(caller.user, made, actor=caller.actor)
+    loaded = await parts.admissions.submit(caller.user, made, actor=caller.actor)
     views = [job_of_log(parts.live.places, job) for job in loaded]
     answer = BatchAccepted(batch_id=batch_id, jobs=views, seq=max(view.seq for view in views))
     parts.live.wrote(answer.seq)
@@ -202,7 +196,9 @@ async def history(request: Asked, job_id: FromPath[UUID]) -> History:
     known = await _known(parts, caller_of(request), job_id)
     try:
         async with asyncio.timeout(_HISTORY_SECONDS):
-            records = await _facts(parts, job_id, known)
+            records = await provenance.of_job(
+                parts.store, job_id, known.user, known.submitted_seq, known.admitted_seq
+            )
     except TimeoutError:
         raise LogUnavailable("reading the history took too long") from None
     return History(items=[history_item(record) for record in records])
@@ -218,21 +214,6 @@ def history_item(record: Recorded) -> HistoryItem:
     )
 
 
-async def _facts(parts: Parts, job_id: UUID, known: Known) -> list[Recorded]:
-    """The job's events: its request, its own facts, and where it was retried what the user's ledger says."""
-    request = await parts.store.at(known.submitted_seq, timeout=SUBMIT_SECONDS)
-    filters = [facts_of(known.user, job_id)]
-    if known.admitted_seq != known.submitted_seq:
-        filters.append(ledger(known.user))
-    found = [] if request is None else [request]
-    async with aclosing(follow(parts.nc, known.submitted_seq + 1, filters)) as batches:
-        async for batch in batches:
-            found += [r for r in batch.records if getattr(r.event, "job_id", None) == job_id]
-            if batch.caught_up:
-                break
-    return found
-
-
 @get("/queue", responses=documented(422), operation_id="listQueue")
 async def queue(
     request: Asked,
@@ -246,13 +227,13 @@ async def queue(
 ) -> Response[QueuePage]:
     """Jobs by status, newest first."""
     parts, tenant = parts_of(request), caller_of(request).tenant
-    wanted = sorted(set(status or _ACTIVE))
-    job_type = edge.name("job_type", job_type, 100)
-    mark = cursors.tag("queue", tenant, wanted, job_type)
+    statuses = sorted(set(status or _ACTIVE))
+    wanted = table.Wanted(statuses=tuple(statuses), job_type=edge.name("job_type", job_type, 100))
+    mark = cursors.tag("queue", tenant, statuses, wanted.job_type)
     place = cursors.read(mark, cursor, tuple[cursors.Micros, UUID])
     after = place and (cursors.moment(place[0]), place[1])
     async with listing(parts, min_seq) as tables:
-        rows = await table.page(tables.connection, tenant, wanted, job_type, after, limit + 1)
+        rows = await table.page(tables.connection, tenant, wanted, after, limit + 1)
         counts = await table.counts(tables.connection, tenant)
     last = rows[limit - 1] if len(rows) > limit else None
     page = QueuePage(

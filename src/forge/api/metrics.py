@@ -12,6 +12,7 @@ name                                    kind       labels
 ``forge_sockets``                       gauge
 ``forge_log_head``                      gauge      last sequence this process has read
 ``forge_projection_lag``                gauge      events the tables are behind, as last heard
+``forge_archive_lag``                   gauge      events the second copy of the log is behind
 ``forge_disk_used_bytes``               gauge
 ``forge_disk_limit_bytes``              gauge      size of the asset volume, or what the settings say
 ``forge_disk_free_bytes``               gauge
@@ -43,6 +44,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from forge import archive
 from forge.api.live import Live
 from forge.database import Pool
 from forge.domain.disk import Disk, rank
@@ -68,7 +70,7 @@ class Metrics(ASGIMiddleware):
         self.registry.register(_Now(live))
         self.registry.register(_Backends(live))
         self.registry.register(live.happened.registry)
-        self.resources = _Resources(capacity)
+        self.resources = _Resources(capacity, live)
         self.registry.register(self.resources)
         self._requests = Counter(
             "forge_http_requests", "Answered requests.", ("method", "path", "status"), registry=self.registry
@@ -145,16 +147,20 @@ class _Backends(Collector):
 
 
 class _Resources(Collector):
-    """Disk and memory; :meth:`look` is to be called before they are collected."""
+    """Disk, memory and the second copy; :meth:`look` is to be called before they are collected."""
 
-    def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: Capacity, live: Live) -> None:
+        self._capacity, self._live = capacity, live
+        self._copied: int | None = None
         self._disk: Disk | None = None
         self._by_type: dict[str, int] = {}
         self._sampled_at = -_SAMPLE_SECONDS
 
     async def look(self, pool: Pool) -> None:
         """Bring the numbers up to date; what does not answer stays as it was, or is left out."""
+        with suppress(ForgeError):
+            async with snapshot(pool) as tables:
+                self._copied = (await archive.head(tables.connection)).seq
         with suppress(ForgeError):
             self._disk = await self._capacity.disk()
         if time.monotonic() - self._sampled_at > _SAMPLE_SECONDS:
@@ -174,6 +180,9 @@ class _Resources(Collector):
                 ("forge_disk_level", "0 ok, 1 warn, 2 clean, 3 full.", level),
             ):
                 yield GaugeMetricFamily(name, text, value=value)
+        if self._copied is not None:
+            lag = max(0, self._live.head - self._copied)
+            yield GaugeMetricFamily("forge_archive_lag", "Events the second copy is behind.", value=lag)
         of_type = GaugeMetricFamily("forge_disk_bytes", "Bytes on the asset volume by type.", labels=["type"])
         for type_, size in self._by_type.items():
             of_type.add_metric([type_], size)

@@ -14,6 +14,7 @@ from litestar import Request, Response, Router, get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
+from forge import guard
 from forge.api import cursors, edge
 from forge.api.disk import disk_stats
 from forge.api.fresh import MinSeq, listing
@@ -197,6 +198,7 @@ async def readyz(request: Asked) -> Response[Readiness]:
     parts = parts_of(request)
     names = {
         "log": _log,
+        "log_whole": _whole,
         "database": _database,
         "store": _store,
         "disk": _disk,
@@ -226,6 +228,12 @@ async def _log(parts: Parts) -> str:
     if not parts.nc.is_connected:
         return "not connected to NATS"
     await parts.store.head()
+    return ""
+
+
+async def _whole(parts: Parts) -> str:
+    async with reading.snapshot(parts.pool) as tables:
+        await guard.check(parts.store, tables.connection)
     return ""
 
 

@@ -82,10 +82,13 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.Conflict: _BUSY,
     errors.PictureRefused: Kind(422, "Not an acceptable picture"),
     errors.LogUnreadable: _INTERNAL,
+    errors.LogDamaged: _INTERNAL,
+    errors.ArchiveDamaged: _INTERNAL,
     errors.TopologyDiffers: _INTERNAL,
     errors.SettingInvalid: _INTERNAL,
     errors.WorkflowInvalid: _INTERNAL,
     errors.MigrationFailed: _INTERNAL,
+    errors.ReplayRefused: _INTERNAL,
     errors.ServerFailed: _INTERNAL,
     errors.ComfyError: _INTERNAL,
 }

@@ -6,10 +6,15 @@ import sys
 
 import click
 
+from forge.cli.assets import assets
 from forge.cli.at import at
 from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
+from forge.cli.completion import completion
+from forge.cli.doctor import doctor
+from forge.cli.jobs import jobs
 from forge.cli.keys import keys
+from forge.cli.replay import replay
 from forge.cli.settings import settings
 from forge.cli.sim import sim
 from forge.cli.systems import api, demo, dev, setup, worker
@@ -41,5 +46,9 @@ def cli() -> None:
     """
 
 
-for command in (demo, dev, setup, api, worker, cleanup, sim, keys, settings, at, whatif, bench):
+for command in (
+    *(demo, dev, setup, api, worker, sim),
+    *(doctor, jobs, assets, keys, settings, cleanup, replay),
+    *(at, whatif, bench, completion),
+):
     cli.add_command(command)

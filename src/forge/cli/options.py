@@ -40,6 +40,14 @@ def environment(data_dir: Path | None) -> dict[str, str]:
     return {**addresses, **environ, "FORGE_DATA_DIR": str(place)}
 
 
+def dev_url(data_dir: Path | None) -> str | None:
+    """Where the `forge dev` on the data directory serves, if one runs there."""
+    from forge.embedded.record import running
+
+    record = running(_place(data_dir))
+    return record.url if record else None
+
+
 def dev_environment(
     host: str | None, port: int | None, data_dir: Path | None, comfyui_urls: tuple[str, ...]
 ) -> dict[str, str]:

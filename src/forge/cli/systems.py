@@ -126,7 +126,7 @@ def worker(data_dir: Path | None, roles: frozenset[str]) -> None:
     \b
     generation   has ComfyUI draw, and stores what comes out
     dispatcher   chooses what is drawn next
-    projector    keeps the tables up to date with the log
+    projector    keeps the tables and the second copy up to date with the log
     cleanup      removes what has expired
     scheduler    samples resources and starts what is due
 

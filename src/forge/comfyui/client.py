@@ -28,6 +28,7 @@ from forge.errors import (
     PictureRefused,
     PromptLost,
 )
+from forge.telemetry import CLIENT, part
 
 _PATIENCE = Patience()
 
@@ -62,6 +63,7 @@ class Comfy:
         finally:
             await self._http.__aexit__()
 
+    @part("forge.comfyui.submit", kind=CLIENT)
     async def submit(
         self,
         prompt_id: UUID,
@@ -105,6 +107,7 @@ class Comfy:
         """
         return await self._server.look(str(prompt_id))
 
+    @part("forge.comfyui.wait", kind=CLIENT)
     async def wait(
         self,
         prompt_id: UUID,

@@ -22,7 +22,7 @@ _NAMESPACE = UUID("6f726765-0000-5000-8000-000000000001")
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """What surrounds a fact.
 
-    ``actor`` did it, ``correlation`` is the request or job it belongs to, ``causation`` the event or command
+    ``actor`` did it, ``correlation`` is the request it was done for, ``causation`` the event or command
     that led to it, ``traceparent`` the W3C trace it is part of.
     """
 

@@ -107,12 +107,14 @@ class Projection:
 
 # ----------------------------------------------------------------- advancing
 
+# A projection that was somewhere and has no row any more is not begun in the middle.
 _ADVANCE = """
-insert into projection_checkpoint as c (projection, version, seq)
-select name, version, $4 from unnest($1::text[], $2::integer[]) as given (name, version)
-on conflict (projection) do update set version = excluded.version, seq = excluded.seq
+insert into projection_checkpoint as c (projection, version, seq, event_id)
+select name, version, $4, $5
+from unnest($1::text[], $2::integer[], $3::bigint[]) as given (name, version, before)
+where before = 0 or exists (select from projection_checkpoint p where p.projection = name)
+on conflict (projection) do update set seq = excluded.seq, event_id = excluded.event_id
 where c.version = excluded.version and c.seq = ($3::bigint[])[array_position($1, c.projection)]
-   or c.version < excluded.version
 returning projection
 """
 
@@ -148,14 +150,15 @@ async def _advance(
     records: Sequence[Recorded],
     positions: Mapping[str, int],
 ) -> dict[str, int]:
-    head = records[-1].seq
+    last = records[-1]
+    head = last.seq
     behind = [p for p in projections if positions[p.name] < head]
     changes = [c for p in behind for c in p.changes([r for r in records if r.seq > positions[p.name]])]
     names = [p.name for p in behind]
     async with connection.transaction():
         versions, before = [p.version for p in behind], [positions[name] for name in names]
         # first of all: of two projectors one waits here, with no row locked that the other may want
-        moved = await connection.fetch(_ADVANCE, names, versions, before, head)
+        moved = await connection.fetch(_ADVANCE, names, versions, before, head, last.meta.id)
         if len(moved) < len(behind):
             raise Conflict(f"another projector moved {', '.join(names)} on")
         await _write(connection, changes)

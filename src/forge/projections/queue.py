@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from forge.database import Connection
 from forge.domain.jobs import Status
@@ -156,6 +157,19 @@ def cancelled(event: JobCancelled, record: Recorded) -> Iterable[Change]:
 # -------------------------------------------------------------------- reading
 # A tenant of null is an operator, who sees everybody's.
 
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs a list holds; None does not matter."""
+
+    statuses: tuple[Status, ...] = tuple(Status)
+    job_type: str | None = None
+    session_id: str | None = None
+    character_id: str | None = None
+    batch_id: UUID | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
 _COLUMNS = """
 select id, status, job_type, job_params, priority, user_id, session_id, character_id, batch_id, attempts,
        max_attempts, created_at, started_at, completed_at, error_code, error_message, cached, assets,
@@ -173,9 +187,14 @@ _PAGE = f"""{_COLUMNS}
 where ($1::text is null or user_id = $1)
   and status = any ($2::text[])
   and ($3::text is null or job_type = $3)
-  and ($4::timestamptz is null or (created_at, id) < ($4, $5::uuid))
+  and ($4::text is null or session_id = $4)
+  and ($5::text is null or character_id = $5)
+  and ($6::uuid is null or batch_id = $6)
+  and ($7::timestamptz is null or created_at > $7)
+  and ($8::timestamptz is null or created_at < $8)
+  and ($9::timestamptz is null or (created_at, id) < ($9, $10::uuid))
 order by created_at desc, id desc
-limit $6
+limit $11
 """
 
 _COUNTS = """
@@ -207,14 +226,21 @@ async def batch(connection: Connection, id_: UUID, tenant: str | None) -> list[a
 async def page(
     connection: Connection,
     tenant: str | None,
-    statuses: Sequence[Status],
-    job_type: str | None,
+    wanted: Wanted,
     after: tuple[datetime, UUID] | None,
     limit: int,
 ) -> list[asyncpg.Record]:
     """Jobs, newest first, behind the place of ``after``."""
-    at, id_ = after or (None, None)
-    return await connection.fetch(_PAGE, tenant, list(statuses), job_type, at, id_, limit)
+    arguments = (
+        list(wanted.statuses),
+        wanted.job_type,
+        wanted.session_id,
+        wanted.character_id,
+        wanted.batch_id,
+        wanted.created_after,
+        wanted.created_before,
+    )
+    return await connection.fetch(_PAGE, tenant, *arguments, *(after or (None, None)), limit)
 
 
 async def counts(connection: Connection, tenant: str | None) -> dict[str, int]:

@@ -60,11 +60,13 @@ from forge.images import Picture, Workshop
 from forge.library import Library, Shelf
 from forge.resources import Capacity
 from forge.store import Store
+from forge.telemetry import CLIENT, part
 from forge.uploads import Uploads
 from forge.workers import inputs
 from forge.workers.loop import Delivery, Outcome
 from forge.workers.orders import Order
 from forge.workers.progress import Feed
+from forge.workers.thumbnails import Thumbnails
 
 log = logging.getLogger("forge.generation")
 
@@ -86,6 +88,7 @@ class Studio(msgspec.Struct, frozen=True):
     workflows: dict[str, Workflow]
     store: Store
     workshop: Workshop
+    thumbnails: Thumbnails
     ttl_of: Callable[[str], int]
     capacity: Capacity
 
@@ -146,7 +149,7 @@ class Attempt:
         now = datetime.now(UTC)
         pictures = [shelf.lent(picture, request, now) for picture in found]
         command = Reuse(tuple(map(produced, pictures)), now, regenerated(request.regenerates, pictures))
-        await self._act(command, "reuse", before=partial(self.studio.library.entries, pictures))
+        await self._conclude(command, "reuse", pictures)
         return True
 
     # ------------------------------------------------------------- beginning
@@ -236,7 +239,8 @@ class Attempt:
         async with studio.store.workspace(f"{order.job_id}-{order.attempt}-{uuid4().hex[:8]}") as folder:
             pictures: list[AssetStored] = []
             for position, output in enumerate(outputs):
-                picture = await self._fetch(comfy, output, folder / f"{position}")
+                source = await self._fetch(comfy, output, folder / f"{position}")
+                picture = await studio.workshop.develop(source, folder)
                 await studio.capacity.room_for(picture.size_bytes)
                 path = await studio.store.keep(picture)
                 studio.capacity.took(picture.size_bytes)
@@ -246,13 +250,20 @@ class Attempt:
             command = Complete(
                 order.attempt, studio.worker, made, datetime.now(UTC), regenerated(wanted, pictures)
             )
-            await self._act(command, "complete", before=partial(studio.library.entries, pictures))
+            await self._conclude(command, "complete", pictures)
+            for stored in pictures:
+                studio.thumbnails.want(stored)
         await self._tidy(comfy)
 
-    async def _fetch(self, comfy: Comfy, output: Output, target: Path) -> Picture:
+    @part("forge.comfyui.fetch", kind=CLIENT)
+    async def _fetch(self, comfy: Comfy, output: Output, target: Path) -> Path:
         chunks = comfy.fetch(output, max_bytes=MAX_PICTURE_BYTES)
         await self.studio.store.receive(chunks, target, max_bytes=MAX_PICTURE_BYTES)
-        return await self.studio.workshop.develop(target, target.parent)
+        return target
+
+    @part("forge.job.conclude")
+    async def _conclude(self, command: Complete | Reuse, name: str, pictures: Sequence[AssetStored]) -> None:
+        await self._act(command, name, before=partial(self.studio.library.entries, pictures))
 
     def _stored(self, position: int, picture: Picture, path: Path) -> AssetStored:
         request, now = self.loaded.request, datetime.now(UTC)

@@ -24,7 +24,10 @@ from forge.domain.dispatch import Choice, Line
 from forge.domain.jobs import Job, Status
 from forge.domain.results import Results
 from forge.errors import LogUnavailable
+from forge.events.envelope import Recorded
+from forge.events.jobs import Admission
 from forge.follower import follow
+from forge.telemetry import PRODUCER, span, traceparent
 from forge.topology import ALL_ADMISSIONS, ALL_JOB_FACTS, DISPATCH, ORDER_DONE
 from forge.topology import order as order_subject
 from forge.workers.orders import Order, encode
@@ -82,6 +85,8 @@ class Dispatcher:
         """Jobs whose order lies in the queue → its sequence there, 0 where another dispatcher gave it."""
         self._news = asyncio.Event()
         self._missed: dict[UUID, float] = {}
+        self._traces: dict[UUID, str] = {}
+        """The traces of jobs that are not over, of those that have one."""
 
     async def run(self) -> None:
         """Dispatch for ever."""
@@ -102,9 +107,18 @@ class Dispatcher:
                 for record in batch.records:
                     self.line.apply(record)
                     self.results.apply(record)
+                    if record.meta.traceparent or self._traces:
+                        self._follow_trace(record)
                 self._news.set()
                 if batch.caught_up:
                     caught_up.set()
+
+    def _follow_trace(self, record: Recorded) -> None:
+        job_id: UUID = getattr(record.event, "job_id")  # noqa: B009
+        if job_id not in self.line.jobs:
+            self._traces.pop(job_id, None)
+        elif isinstance(record.event, Admission) and record.meta.traceparent:
+            self._traces[job_id] = record.meta.traceparent
 
     async def _dispatch(self) -> None:
         looked = 0.0
@@ -145,6 +159,11 @@ class Dispatcher:
         return [id_ for id_ in self.orders if id_ in jobs and jobs[id_].status is Status.PENDING]
 
     async def _give(self, choice: Choice, message_id: str) -> bool:
+        fields = {"forge.job": str(choice.job.id), "forge.reason": choice.reason}
+        with span("forge.order", self._traces.get(choice.job.id, ""), fields, kind=PRODUCER):
+            return await self._publish(choice, message_id)
+
+    async def _publish(self, choice: Choice, message_id: str) -> bool:
         job = choice.job
         order = Order(
             job_id=job.id,
@@ -154,6 +173,7 @@ class Dispatcher:
             admitted_seq=job.admitted_seq,
             reason=choice.reason,
             drawn_at=self.results.find(job.recipe) or 0,
+            traceparent=traceparent(),
         )
         headers = {"Nats-Msg-Id": message_id}
         answer = await exchange(self.nc, order_subject(job.id), encode(order), headers, 2.0)

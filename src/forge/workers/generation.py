@@ -11,9 +11,10 @@ from uuid import UUID
 import msgspec
 from nats.aio.client import Client
 
+from forge.errors import NotFound
 from forge.events.jobs import JobCancelled
 from forge.follower import follow
-from forge.telemetry import span
+from forge.telemetry import CONSUMER, about, span
 from forge.topology import ALL_CANCELLATIONS, DISPATCH, EVENTS, GENERATION, places
 from forge.workers import abandoned, standing
 from forge.workers.attempt import Attempt, Studio
@@ -67,6 +68,7 @@ class Generation:
             watches = [
                 aside.create_task(self.cancellations.follow(nc, start)),
                 aside.create_task(abandoned.watch(nc, jobs.store, self.studio.backends)),
+                aside.create_task(self.studio.thumbnails.run()),
                 aside.create_task(standing.tell(nc, self.studio.worker, self.studio.backends)),
             ]
             async with asyncio.TaskGroup() as loops:
@@ -84,10 +86,18 @@ class Generation:
         except msgspec.MsgspecError as error:
             log.error("thrown out: not an order", extra={"subject": delivery.subject, "error": str(error)})
             return Outcome.DONE
+        about(job=str(order.job_id), attempt=str(order.attempt))
         with self.cancellations.watch(order.job_id) as cancelled:
-            loaded = await self.studio.jobs.load(
-                order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
-            )
-            fields = {"forge.job": str(order.job_id), "forge.attempt": order.attempt}
-            with span("forge.job.run", loaded.requested.traceparent, fields):
+            try:
+                loaded = await self.studio.jobs.load(
+                    order.user_id, order.job_id, order.submitted_seq, order.admitted_seq
+                )
+            except NotFound as error:  # looking again finds no more, and meanwhile it would hold a place
+                gone = {"subject": delivery.subject, "error": error.detail}
+                log.error("thrown out: an order for no job", extra=gone)
+                return Outcome.DONE
+            about(correlation=loaded.requested.correlation)
+            parent = order.traceparent or loaded.requested.traceparent
+            fields = {"forge.job": str(order.job_id), "forge.attempt": str(order.attempt)}
+            with span("forge.job.run", parent, fields, kind=CONSUMER):
                 return await Attempt(self.studio, order, loaded, delivery).run(cancelled)

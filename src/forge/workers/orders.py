@@ -11,10 +11,11 @@ from uuid import UUID
 import msgspec
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt to run; the sequences say where the job's request and last admission stand in the log.
 
-    ``drawn_at`` is where a job with the same recipe was completed, 0 if none is known.
+    ``drawn_at`` is where a job with the same recipe was completed, 0 if none is known; ``traceparent`` is the
+    trace that giving it was part of, if any.
     """
 
     job_id: UUID
@@ -24,6 +25,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     admitted_seq: int
     reason: str
     drawn_at: int = 0
+    traceparent: str = ""
 
 
 _decoder = msgspec.json.Decoder(Order)

@@ -2,21 +2,27 @@
 
 All projections of a stream move together, in one transaction a batch. A batch is what has arrived: one event
 when idle, a thousand when behind. When Postgres goes away it waits and goes on from the checkpoint; when two
-projectors run, the one that loses a race reads the checkpoint again.
+projectors run, the one that loses a race reads the checkpoint again. Tables made by an older version of a
+projection, and missing ones of a long log, are rebuilt beside those that are up to date.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing, suppress
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client
 
+from forge import database, guard
 from forge.database import Connection, Pool, answering
-from forge.errors import Conflict, DatabaseUnavailable
+from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
+from forge.events.envelope import Recorded
+from forge.eventstore import EventStore
 from forge.follower import follow
 from forge.projections.inventory import inventory
 from forge.projections.projection import Projection, advance
@@ -24,6 +30,8 @@ from forge.projections.queue import queue
 from forge.projections.stats import stats
 from forge.projections.uploads import uploads
 from forge.projections.usage import usage
+from forge.replaying import LONG, due, rebuild
+from forge.telemetry import afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
 
 log = logging.getLogger("forge.projector")
@@ -33,6 +41,13 @@ PACE_SECONDS = 0.02
 """From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
 log in batches. A transaction costs as much as ten events."""
 
+_FRESH_SECONDS = 60.0
+"""An older event is read again, or late: whoever looks at its trace does not ask when."""
+
+LOOK_SECONDS = 2.0
+"""How often a projector looks whether what it wrote is still there."""
+
+_BEGUN = "select count(*) from projection_checkpoint where projection = any($1::text[])"
 _FILTERS = {EVENTS: ALL_EVENTS, METRICS: ALL_METRICS}
 
 
@@ -41,6 +56,7 @@ async def run(nc: Client, pool: Pool) -> None:
 
     Raises:
         LogUnreadable: the event that stopped it, by sequence.
+        LogDamaged: events that were taken in are gone, or others are missing.
     """
     async with asyncio.TaskGroup() as group:
         for stream in (EVENTS, METRICS):
@@ -52,35 +68,94 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
     pause = 0.1
     while True:
         try:
-            async with _connected(pool) as connection:
-                positions = {p.name: await p.position(connection) for p in projections}
+            async with database.held(pool) as connection:
+                await _look_at(EventStore(nc, stream), connection)
+                again = await due(connection, projections, await EventStore(nc, stream).head())
+                present = [p for p in projections if p not in again]
+                positions = {p.name: await p.position(connection) for p in present}
                 pause = 0.1
-                await _advance(nc, connection, stream, projections, positions)
-        except (DatabaseUnavailable, Conflict) as error:
+                work = [_advance(nc, connection, stream, present, positions)] if present else []
+                work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, present))
+                await _first_of(*work)
+        except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
             log.warning("projecting is interrupted", extra={"stream": stream, "reason": str(error)})
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
+            if isinstance(error, TablesMissing):
+                with suppress(DatabaseUnavailable):
+                    await database.remake(pool)
 
 
-@asynccontextmanager
-async def _connected(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection to hold on to. Its loss is told at once, even when nothing happens in the log: a server
-    that crashed may have lost the last commits, and they are to be taken in again.
+async def _rebuilt(nc: Client, pool: Pool, projections: Sequence[Projection]) -> None:
+    """Rebuild these beside the others, or wait until whoever is at it has done so."""
+    while projections:
+        try:
+            log.info("rebuilding", extra={"projections": [p.name for p in projections]})
+            await rebuild(nc, pool, projections)
+            return
+        except ReplayRefused as refused:
+            log.warning("rebuilding waits", extra={"reason": refused.detail})
+        await asyncio.sleep(1.0)
+        async with answering(), pool.acquire() as connection:
+            projections = await due(connection, projections, LONG)
+
+
+async def _emptied(pool: Pool, projections: Sequence[Projection]) -> None:
+    """Ends when tables that told of something tell of nothing: they are not noticed by writing while nothing
+    happens.
 
     Raises:
-        DatabaseUnavailable: there is none, or it is gone.
+        TablesMissing: they are not even there.
     """
-    now = asyncio.get_running_loop().time
-    async with answering(), asyncio.timeout(None) as held, pool.acquire() as connection:
+    begun, names = 0, [p.name for p in projections]
+    while True:
+        async with answering(), pool.acquire() as connection:
+            now: int = await connection.fetchval(_BEGUN, names)
+        if now < begun:
+            return
+        begun = now
+        await asyncio.sleep(LOOK_SECONDS)
 
-        def lost(_: object) -> None:
-            held.reschedule(now())
 
-        connection.add_termination_listener(lost)
-        try:
-            yield connection
-        finally:
-            connection.remove_termination_listener(lost)
+async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Do all of it until the first is done."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_USAGE = "select seq, event_id from projection_checkpoint where projection = 'usage'"
+_ANEW = "update projection_checkpoint set seq = 0, event_id = null where projection = 'usage'"
+
+
+async def _look_at(events: EventStore, connection: Connection) -> None:
+    """See whether a stream is the one that was read before. One of samples may be lost without harm: where it
+    began anew it is read from its start.
+
+    Raises:
+        LogDamaged: the log is not.
+    """
+    if events.stream == EVENTS:
+        await guard.check(events, connection)
+    else:
+        await _look_for_new_samples(events, connection)
+
+
+async def _look_for_new_samples(samples: EventStore, connection: Connection) -> None:
+    row = await connection.fetchrow(_USAGE)
+    if row is None:
+        return
+    there = await guard.extent(samples)
+    found = await samples.id_at(row["seq"]) if there.first <= row["seq"] <= there.last else None
+    if there.last < row["seq"] or (found and row["event_id"] and found != str(row["event_id"])):
+        log.warning("the stream of samples began anew", extra={"was_at": row["seq"], "ends_at": there.last})
+        await connection.execute(_ANEW)
 
 
 async def _advance(
@@ -94,9 +169,23 @@ async def _advance(
     async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
         async for batch in batches:
             if batch.records:
-                began = now()
+                began, since = now(), time.time()
                 positions = await advance(connection, projections, batch.records, positions)
+                if collecting():
+                    _tell(batch.records, since)
                 await nc.publish(
                     CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
                 )
                 await asyncio.sleep(max(0.0, PACE_SECONDS - (now() - began)))
+
+
+def _tell(records: Sequence[Recorded], began: float) -> None:
+    """That the tables have these events, in the trace of each."""
+    for record in records:
+        if began - record.meta.at.timestamp() < _FRESH_SECONDS:
+            afterwards(
+                "forge.project",
+                record.meta.traceparent,
+                began,
+                {"forge.event": record.event.type, "forge.seq": record.seq, "forge.batch": len(records)},
+            )

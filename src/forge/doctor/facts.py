@@ -1,0 +1,138 @@
+"""What was seen of an installation, and what could not be."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from forge.comfyui.protocol import Health
+from forge.database import Migration
+from forge.domain.disk import Disk
+from forge.domain.keys import Key
+from forge.domain.memory import Bound
+from forge.settings import Settings
+from forge.topology import Standing
+
+T = TypeVar("T")
+
+
+class Away(msgspec.Struct, frozen=True):
+    """Something that could not be looked at; ``behind`` is the server that has to be there first."""
+
+    why: str
+    behind: str = ""
+
+
+class Unseen(Exception):
+    """A check wants what could not be looked at."""
+
+    def __init__(self, away: Away) -> None:
+        super().__init__(away.why)
+        self.away = away
+
+
+def seen(part: T | Away) -> T:
+    """The part.
+
+    Raises:
+        Unseen: it could not be looked at.
+    """
+    if isinstance(part, Away):
+        raise Unseen(part)
+    return part
+
+
+class Server(msgspec.Struct, frozen=True):
+    """A server that answers."""
+
+    where: str
+    version: tuple[int, ...]
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """The two ends of the log: what is wrong with reading them, empty if nothing."""
+
+    wrong: tuple[str, ...]
+    newest_at: datetime | None
+
+
+class Samples(msgspec.Struct, frozen=True):
+    """The newest word of a scheduler: how old in seconds (None: never), and the folders at ComfyUI it could
+    not remove."""
+
+    age: float | None
+    stuck: int
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """The migrations forge knows, the checksums of those the database has, and whether it has trigrams."""
+
+    known: tuple[Migration, ...]
+    checksums: dict[int, str]
+    trigrams: bool
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a projection stands, where its stream ends, and where it stood a moment later."""
+
+    stream: str
+    seq: int
+    head: int
+    later: int
+
+
+class Line(msgspec.Struct, frozen=True):
+    """Jobs whose turn could come now, and seconds since the oldest was admitted."""
+
+    pending: int
+    oldest: float
+
+
+class AssetVolume(msgspec.Struct, frozen=True):
+    """The folder of the asset volume; ``disk`` is None where there is no such folder."""
+
+    root: Path
+    marker: bool
+    writable: bool
+    disk: Disk | None
+    temporary: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What stands at the API's address; ``wrong`` are the checks of its own that fail."""
+
+    url: str
+    is_forge: bool
+    wrong: dict[str, str]
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was looked at. ``*_clock`` is how far a server's is ahead of this machine's."""
+
+    settings: Settings
+    invalid: tuple[str, ...]
+    strange: dict[str, str]
+    dev_url: str | None
+    tested_nats: tuple[int, ...]
+    now: datetime
+    job_types: tuple[str, ...] | Away
+    nats: Server | Away
+    standings: tuple[Standing, ...] | Away
+    ends: Ends | Away
+    keys: tuple[Key, ...] | Away
+    samples: Samples | Away
+    begun: bool | Away
+    nats_clock: timedelta | Away
+    postgres: Server | Away
+    applied: Applied | Away
+    positions: dict[str, Position] | Away
+    line: Line | Away
+    postgres_clock: timedelta | Away
+    volume: AssetVolume | Away
+    comfyui_dirs: dict[Path, str] | Away
+    comfyui: dict[str, Health]
+    api: Answer | Away
+    memory: tuple[Bound, ...]

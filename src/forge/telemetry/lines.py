@@ -1,0 +1,67 @@
+"""Log lines, and what they concern: said once, at the door or at the order, it stands in every line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from opentelemetry import trace
+
+_concerns: ContextVar[Mapping[str, str]] = ContextVar("forge_concerns", default=MappingProxyType({}))
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def about(**fields: str) -> None:
+    """What the current task and those it starts from now on are about: fields of each line they log."""
+    _concerns.set({**_concerns.get(), **fields})
+
+
+def correlation(otherwise: str) -> str:
+    """The request on whose behalf this is done, as its client may have named it; else ``otherwise``."""
+    return _concerns.get().get("correlation", otherwise)
+
+
+def write(role: str) -> logging.Handler:
+    """From now on log as JSON lines on stderr, through the handler that is returned."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(role))
+    logging.basicConfig(
+        level=os.environ.get("FORGE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True
+    )
+    for noisy in ("httpx", "httpcore", "apscheduler", "websockets", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return handler
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time, level, role, logger, event, what it concerns, then the ``extra`` fields."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "role": self.role,
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        current = trace.get_current_span().get_span_context()
+        if current.is_valid:
+            line["trace"] = trace.format_trace_id(current.trace_id)
+            line["span"] = trace.format_span_id(current.span_id)
+        line |= _concerns.get()
+        line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)

@@ -1,0 +1,104 @@
+"""Spans: pieces of work within a trace.
+
+The cheap path is what counts: without a collector a span is a look at one flag.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import ParamSpec, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Attributes = Mapping[str, str | int]
+
+CLIENT, CONSUMER, PRODUCER, SERVER = SpanKind.CLIENT, SpanKind.CONSUMER, SpanKind.PRODUCER, SpanKind.SERVER
+
+_propagator = TraceContextTextMapPropagator()
+_tracer = trace.get_tracer("forge")
+_NONE: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+
+
+def collecting() -> bool:
+    """Whether spans go anywhere."""
+    return _Collected.anywhere
+
+
+class _Collected:
+    anywhere = False
+
+
+def collect(provider: trace.TracerProvider) -> None:
+    """Give all spans from now on to this provider."""
+    trace.set_tracer_provider(provider)
+    _Collected.anywhere = True
+
+
+def traceparent() -> str:
+    """The current trace as a W3C header value; empty where there is none."""
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def span(
+    name: str, parent: str = "", attributes: Attributes | None = None, *, kind: SpanKind = SpanKind.INTERNAL
+) -> AbstractContextManager[Span]:
+    """Do a piece of work as part of the trace that ``parent`` (a traceparent) belongs to, or of the current.
+
+    Without a collector a trace that somebody else began is still handed on; nothing else is worth its time.
+    """
+    return _span(name, parent, attributes, kind) if parent or _Collected.anywhere else _NONE
+
+
+@contextmanager
+def _span(name: str, parent: str, attributes: Attributes | None, kind: SpanKind) -> Iterator[Span]:
+    context = _propagator.extract({"traceparent": parent}) if parent else None
+    # an exception's text may hold what a user wrote: its kind says enough
+    with _tracer.start_as_current_span(
+        name, context, kind, attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield current
+        except Exception as error:
+            failed(current, getattr(error, "code", type(error).__name__))
+            raise
+
+
+def failed(current: Span, why: str) -> None:
+    """Mark a span as one that came to nothing."""
+    current.set_status(trace.StatusCode.ERROR)
+    current.set_attribute("error.type", why)
+
+
+def part(
+    name: str, *, kind: SpanKind = SpanKind.INTERNAL
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """Make each call of a coroutine function a span of the trace it is called in; alone it is none."""
+
+    def wrap(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        @functools.wraps(call)
+        async def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not _Collected.anywhere or not trace.get_current_span().get_span_context().is_valid:
+                return await call(*args, **kwargs)
+            with _span(name, "", None, kind):
+                return await call(*args, **kwargs)
+
+        return inside
+
+    return wrap
+
+
+def afterwards(name: str, parent: str, began: float, attributes: Attributes) -> None:
+    """Tell of work that is over by now as a child of ``parent``; ``began`` in Unix seconds."""
+    if _Collected.anywhere and parent:
+        context = _propagator.extract({"traceparent": parent})
+        over = _tracer.start_span(name, context, SpanKind.CONSUMER, attributes, start_time=int(began * 1e9))
+        over.end(time.time_ns())

@@ -1,0 +1,152 @@
+"""The tables are rebuilt, killed in the act, and wiped while forge serves and jobs complete (E1, E2, D9)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from acceptance.evidence import Witness
+from acceptance.players import SEED, Crowd, ask_until_answered, request, scaled
+from acceptance.settling import ends, settled, watching
+from acceptance.system import Command, System, running, say
+from folding import tables
+from forge.topology import EVENTS
+from forge.workers.projector import PROJECTIONS
+from waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+async def system(module_root: Path) -> AsyncIterator[System]:
+    async with running(module_root, render_ms="50-200") as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+async def witness(system: System) -> AsyncIterator[Witness]:
+    async with watching(system) as witness:
+        yield witness
+
+
+@pytest.fixture(scope="module")
+def crowds() -> list[Crowd]:
+    """Whoever asked in any test here: what they were told stays true."""
+    return []
+
+
+async def test_it_rebuilds_while_jobs_complete_and_readers_read(
+    system: System, witness: Witness, crowds: list[Crowd]
+) -> None:
+    async with _busy(system, crowds) as seen:
+        for nth in range(2):
+            told = await _replayed(system, f"replay-{nth}", "all")
+            assert told["differences"] == []
+            assert "inventory" in told["compared"]
+    assert seen[200] > 20, seen
+    await _judged(witness, crowds)
+    before = await _everything(system)
+    told = await _replayed(system, "replay-at-rest", "all")
+    assert set(told["compared"]) == {projection.name for projection in PROJECTIONS}
+    assert await _everything(system) == before
+
+
+async def test_one_that_is_killed_is_run_again(system: System, witness: Witness, crowds: list[Crowd]) -> None:
+    async with _busy(system, crowds):
+        for nth in range(3):
+            replay = _command(system, f"killed-{nth}", "all")
+            replay.launch()
+            await wait_until(lambda: _there(system, "forge_shadow"), 20, "a replay is under way", 0.002)
+            replay.kill()
+        await _replayed(system, "after-the-kills", "all")
+    assert not await _there(system, "forge_shadow")
+    await _judged(witness, crowds)
+
+
+async def test_a_wiped_database_is_rebuilt_while_forge_serves(
+    system: System, witness: Witness, crowds: list[Crowd]
+) -> None:
+    async with _busy(system, crowds) as seen, system.client("mei") as mei:
+        connection = await asyncpg.connect(system.postgres_dsn)
+        await connection.execute("drop schema public cascade")
+        await connection.close()
+        await ask_until_answered(mei, request("mei"))
+    say(f"readers saw {seen}")
+    await _judged(witness, crowds)
+    assert system.deaths == []
+
+
+@asynccontextmanager
+async def _busy(system: System, crowds: list[Crowd]) -> AsyncIterator[Counter[int]]:
+    """Players ask, others read without a pause; nobody is ever told of an error of ours."""
+    crowd = Crowd(system, scaled(20), users=5, dice=random.Random(f"{SEED} {len(crowds)}"), pause=0.3)
+    crowds.append(crowd)
+    say(f"FORGE_TEST_SEED={SEED}")
+    seen: Counter[int] = Counter()
+    async with asyncio.TaskGroup() as group:
+        playing = group.create_task(crowd.play())
+        reading = [group.create_task(_read(system, seen)) for _ in range(2)]
+        yield seen
+        await playing
+        for reader in reading:
+            reader.cancel()
+    assert seen.keys() <= {200, 503}, seen
+
+
+async def _read(system: System, seen: Counter[int]) -> None:
+    async with system.client() as operator:
+        while True:
+            for path in ("/assets?limit=5", "/queue", "/stats", "/usage"):
+                answer = await operator.get(path)
+                seen[answer.status_code] += 1
+                if answer.status_code == 503:
+                    assert answer.headers.get("retry-after")
+                    await asyncio.sleep(0.05)
+
+
+def _command(system: System, name: str, *words: str) -> Command:
+    log = system.root / "log" / f"{name}.log"
+    return Command(["replay", *words], log, system._environ(name))
+
+
+async def _replayed(system: System, name: str, *words: str) -> dict[str, Any]:
+    replay = _command(system, name, *words, "--json")
+    process = replay.launch()
+    await wait_until(lambda: not process.running, 60, "the replay ends")
+    said = replay.log.read_text()
+    assert process.exit_status == 0, said
+    told: dict[str, Any] = msgspec.json.decode(said[said.index("{") :])
+    return told
+
+
+async def _there(system: System, schema: str) -> bool:
+    connection = await asyncpg.connect(system.postgres_dsn)
+    try:
+        return bool(await connection.fetchval("select to_regnamespace($1) is not null", schema))
+    finally:
+        await connection.close()
+
+
+async def _everything(system: System) -> dict[str, list[str]]:
+    """All rows but of samples, which go on being taken."""
+    connection = await asyncpg.connect(system.postgres_dsn)
+    try:
+        found = await tables(connection, [p for p in PROJECTIONS if p.stream == EVENTS])
+        del found["projection_checkpoint"]
+        return found
+    finally:
+        await connection.close()
+
+
+async def _judged(witness: Witness, crowds: list[Crowd]) -> None:
+    asked = [one for crowd in crowds for one in crowd.asked]
+    evidence = await settled(witness, timeout=120)
+    accepted = {id_ for one in asked for id_ in one.answers}
+    assert set(ends(evidence, accepted)) == {"completed"}
