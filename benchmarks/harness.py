@@ -164,16 +164,16 @@ async def measure(module: str, servers: Mapping[str, int] = _NONE, **options: An
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", f"benchmarks.{module}", *words, stdout=asyncio.subprocess.PIPE
     )
-    before = {name: _cpu_seconds(pid) for name, pid in servers.items()}
+    before = {name: cpu_seconds(pid) for name, pid in servers.items()}
     printed, _ = await child.communicate()
     if child.returncode != 0:
         raise SystemExit(f"benchmarks.{module} {' '.join(words)} ended with status {child.returncode}")
     result = msgspec.json.decode(printed, type=Measured)
-    spent = {name: (_cpu_seconds(pid) - before[name]) * 1e3 / result.total for name, pid in servers.items()}
+    spent = {name: (cpu_seconds(pid) - before[name]) * 1e3 / result.total for name, pid in servers.items()}
     return msgspec.structs.replace(result, cpu_ms=spent)
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """What a process and its children have used, living and dead."""
     process = psutil.Process(pid)
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]

@@ -78,3 +78,18 @@ async def test_no_cancellation_is_lost(nats_client: Client, events: EventStore, 
         task.cancel()
         done, _ = await asyncio.wait({task}, timeout=2)
         assert done, f"cancelled after {turns} turns, it goes on"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"ce-id: 1\r\nce-time: 2026-05-01T12:00:00Z\r\nce-actor: player:\xe9\x9b\xaa\r\n\r\n",
+        b"Nats-Sequence: 7\r\nNats-Subject: a.b\r\n\r\n",
+        b"name:value\r\nother:\tvalue \r\n\r\n",
+        b"no colon\r\nx: y: z\r\n",
+        b"empty: \r\n\r\n",
+        b"",
+    ],
+)
+def test_headers_are_read_as_nats_py_reads_them(raw: bytes) -> None:
+    assert broker._Client._parse_header_lines(raw) == Client._parse_header_lines(raw)

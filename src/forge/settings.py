@@ -46,6 +46,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator may set; every field names its variable, meaning and unit."""
 
     nats_url: Annotated[str, Setting("FORGE_NATS_URL", "where the event log lives")] = "nats://127.0.0.1:4222"
+    nats_passwords_dir: Annotated[
+        Path | None,
+        Setting(
+            "FORGE_NATS_PASSWORDS_DIR",
+            "directory with the password of each NATS user, in files operator, api, worker, projector, "
+            "cleanup; default: connect as no user",
+        ),
+    ] = None
     postgres_dsn: Annotated[str, Setting("FORGE_POSTGRES_DSN", "where the tables live", secret=True)] = (
         "postgresql://postgres@127.0.0.1:5432/forge"
     )
@@ -89,6 +97,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = Path(".forge")
     host: Annotated[str, Setting("FORGE_HOST", "address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Setting("FORGE_PORT", "port the API listens on; 0 takes a free one")] = 8600
+    worker_port: Annotated[
+        int | None,
+        Setting(
+            "FORGE_WORKER_PORT",
+            "port on FORGE_HOST where a worker answers /livez, /readyz and /metrics; 0 takes a free one; "
+            "none by default",
+        ),
+    ] = None
     workflows_dir: Annotated[
         Path | None, Setting("FORGE_WORKFLOWS_DIR", "your own job types, two files each; none by default")
     ] = None

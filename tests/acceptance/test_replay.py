@@ -70,6 +70,7 @@ async def test_one_that_is_killed_is_run_again(system: System, witness: Witness,
     await _judged(witness, crowds)
 
 
+@pytest.mark.fault("D9")
 async def test_a_wiped_database_is_rebuilt_while_forge_serves(
     system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
@@ -113,7 +114,7 @@ async def _read(system: System, seen: Counter[int]) -> None:
 
 def _command(system: System, name: str, *words: str) -> Command:
     log = system.root / "log" / f"{name}.log"
-    return Command(["replay", *words], log, system._environ(name))
+    return Command(["replay", *words], log, system.environ(name))
 
 
 async def _replayed(system: System, name: str, *words: str) -> dict[str, Any]:

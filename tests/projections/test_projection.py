@@ -123,7 +123,7 @@ def things() -> Projection:
             case "add":
                 yield Add(THING, {"id": id_}, {"n": value})
             case "delete":
-                yield Run("delete from thing where id = $1 and b is distinct from 3", (id_,))
+                yield Run("delete from thing where id = any($1::int[]) and b is distinct from 3", id_, (id_,))
 
     return projection
 

@@ -47,14 +47,18 @@ def replay(
     the schema forge_before until the next replay or --drop-old. A replay that was interrupted or killed is
     simply run again; of two at once the second is refused.
     """
-    import asyncio
+    import gc
+
+    import uvloop
 
     from forge import bootstrap
+
+    gc.set_threshold(100_000, 50, 100)  # thousands of events are in hand at a time, and none in a circle
 
     if drop_old:
         if names or replace:
             raise click.UsageError("--drop-old stands alone")
-        gone = asyncio.run(bootstrap.drop_old(given_settings(data_dir)))
+        gone = uvloop.run(bootstrap.drop_old(given_settings(data_dir)))
         click.echo("the kept tables are gone" if gone else "no tables were kept")
         return
     if not names:
@@ -62,7 +66,7 @@ def replay(
     chosen = PROJECTIONS if "all" in names else names
     with _shown(hidden=as_json) as progress:
         work = bootstrap.replay(given_settings(data_dir), chosen, replace=replace, progress=progress)
-        rebuilt = asyncio.run(work)
+        rebuilt = uvloop.run(work)
     if as_json:
         import msgspec
 

@@ -28,33 +28,40 @@ REFERENCES = Table("asset_reference", ("asset_id", "job_id", "position"))
 USAGE = Table("asset_usage", ("asset_id", "user_id"))
 inventory = Projection("inventory", version=1, tables=[ASSETS, REFERENCES, USAGE])
 
-_DROP_REFERENCE = "delete from asset_reference where asset_id = $1 and job_id = $2"
+_DROP_REFERENCE = """
+delete from asset_reference r using unnest($1::uuid[], $2::uuid[]) as gone (asset_id, job_id)
+where r.asset_id = gone.asset_id and r.job_id = gone.job_id
+"""
 
 _DROP_UNREFERENCED = """
 with gone as (
     delete from asset_inventory a
-    where a.id = $1 and not exists (select from asset_reference r where r.asset_id = a.id)
+    where a.id = any($1::uuid[]) and not exists (select from asset_reference r where r.asset_id = a.id)
     returning a.id
 )
 delete from asset_usage u using gone where u.asset_id = gone.id
 """
 
-# Fetches of what is gone by now are dropped. Arrays, because one statement for each of hundreds takes long.
+# Fetches of what is gone by now are dropped.
 _ACCESSED = """
 with reads as (
-    select * from unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[])
-        as r (asset_id, user_id, reads, first_at, last_at)
+    select * from unnest(
+        $1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[], $6::bigint[]
+    ) as r (asset_id, user_id, reads, first_at, last_at, seq)
 ), total as (
     update asset_inventory a
     set access_count = a.access_count + t.reads,
         last_accessed_at = greatest(a.last_accessed_at, t.last_at),
-        accessed_seq = $6
-    from (select asset_id, sum(reads) as reads, max(last_at) as last_at from reads group by asset_id) t
+        accessed_seq = t.seq
+    from (
+        select asset_id, sum(reads) as reads, max(last_at) as last_at, max(seq) as seq
+        from reads group by asset_id
+    ) t
     where a.id = t.asset_id
     returning a.id
 )
 insert into asset_usage as u (asset_id, user_id, reads, first_at, last_at, seq)
-select r.asset_id, r.user_id, sum(r.reads), min(r.first_at), max(r.last_at), $6
+select r.asset_id, r.user_id, sum(r.reads), min(r.first_at), max(r.last_at), max(r.seq)
 from reads r join total t on t.id = r.asset_id
 group by r.asset_id, r.user_id
 on conflict (asset_id, user_id) do update
@@ -64,17 +71,21 @@ set reads = u.reads + excluded.reads,
     seq = excluded.seq
 """
 
-_PIN_REFERENCE = "update asset_reference set pinned = $3 where asset_id = $1 and job_id = $2"
+_PIN_REFERENCE = """
+update asset_reference r set pinned = given.pinned
+from unnest($1::uuid[], $2::uuid[], $3::boolean[]) as given (asset_id, job_id, pinned)
+where r.asset_id = given.asset_id and r.job_id = given.job_id
+"""
 
 # A row is pinned while a reference is, and lives as long as the longest of them.
 _SUM_UP = """
 update asset_inventory a set pinned = r.pinned, expires_at = r.expires_at
 from (
-    select bool_or(pinned) as pinned,
+    select asset_id, bool_or(pinned) as pinned,
            case when bool_or(expires_at is null) then null else max(expires_at) end as expires_at
-    from asset_reference where asset_id = $1
+    from asset_reference where asset_id = any($1::uuid[]) group by asset_id
 ) r
-where a.id = $1 and (a.pinned, a.expires_at) is distinct from (r.pinned, r.expires_at)
+where a.id = r.asset_id and (a.pinned, a.expires_at) is distinct from (r.pinned, r.expires_at)
 """
 
 
@@ -133,34 +144,29 @@ def expired(event: AssetExpired, record: Recorded) -> Iterable[Change]:
 
 
 def _given_up(event: AssetGivenUp) -> Iterable[Change]:
-    yield Run(_DROP_REFERENCE, (event.asset_id, event.job_id))
-    yield Run(_DROP_UNREFERENCED, (event.asset_id,))
-    yield Run(_SUM_UP, (event.asset_id,))
+    asset = event.asset_id
+    yield Run(_DROP_REFERENCE, asset, (asset, event.job_id))
+    yield Run(_DROP_UNREFERENCED, asset, (asset,))
+    yield Run(_SUM_UP, asset, (asset,))
 
 
 @inventory.on(AssetPinned)
 def pinned(event: AssetPinned, record: Recorded) -> Iterable[Change]:
-    yield Run(_PIN_REFERENCE, (event.asset_id, event.job_id, True))
-    yield Run(_SUM_UP, (event.asset_id,))
+    yield Run(_PIN_REFERENCE, event.asset_id, (event.asset_id, event.job_id, True))
+    yield Run(_SUM_UP, event.asset_id, (event.asset_id,))
 
 
 @inventory.on(AssetUnpinned)
 def unpinned(event: AssetUnpinned, record: Recorded) -> Iterable[Change]:
-    yield Run(_PIN_REFERENCE, (event.asset_id, event.job_id, False))
-    yield Run(_SUM_UP, (event.asset_id,))
+    yield Run(_PIN_REFERENCE, event.asset_id, (event.asset_id, event.job_id, False))
+    yield Run(_SUM_UP, event.asset_id, (event.asset_id,))
 
 
 @inventory.on(AssetsAccessed)
 def accessed(event: AssetsAccessed, record: Recorded) -> Iterable[Change]:
-    reads = event.reads
-    columns = (
-        [read.asset_id for read in reads],
-        [read.user_id for read in reads],
-        [read.count for read in reads],
-        [read.first_at for read in reads],
-        [read.last_at for read in reads],
-    )
-    yield Run(_ACCESSED, (*columns, record.seq))
+    for read in event.reads:
+        told = (read.asset_id, read.user_id, read.count, read.first_at, read.last_at, record.seq)
+        yield Run(_ACCESSED, read.asset_id, told)
 
 
 def _searchable(event: AssetStored) -> str:

@@ -24,10 +24,16 @@ Key = tuple[Any, ...]
 
 
 class Table(msgspec.Struct, frozen=True):
-    """A table and the columns that name a row."""
+    """A table, the columns that name a row, and the one that says what the row is about, by default the first
+    of them: changes about the same keep their order, whatever tables they are in; others need none."""
 
     name: str
     key: tuple[str, ...]
+    about: str = ""
+
+    @property
+    def subject(self) -> str:
+        return self.about or self.key[0]
 
 
 class Create(msgspec.Struct, frozen=True):
@@ -54,9 +60,13 @@ class Add(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A statement that must see the rows as they are, so all changes before it are written first."""
+    """A statement that must see the rows as they are: all changes before it about the same are written first.
+
+    It is run once for many: each of its parameters is an array with a value of each.
+    """
 
     sql: str
+    about: Any
     args: tuple[Any, ...]
 
 
@@ -89,10 +99,10 @@ class Projection:
     def changes(self, records: Sequence[Recorded]) -> list[Change]:
         """What these events change, in order."""
         found: list[Change] = []
+        handlers = self.handlers
         for record in records:
-            handler = self.handlers.get(type(record.event))
-            if handler is not None:
-                found.extend(handler(record.event, record))
+            if (handler := handlers.get(type(record.event))) is not None:
+                found += handler(record.event, record)
         return found
 
     async def position(self, connection: Connection) -> int:
@@ -182,20 +192,60 @@ class _Pending(msgspec.Struct):
         """Rows of one shape are written by one statement."""
         return self.table.name, tuple(self.created), self.latest, tuple(self.put), tuple(self.added)
 
+    @property
+    def values(self) -> dict[str, Any]:
+        return self.created | self.put | self.added if self.put or self.added else self.created
 
-async def _write(connection: Connection, changes: Sequence[Change]) -> None:
-    pending: dict[tuple[str, Key], _Pending] = {}
+
+class _Layer:
+    """Changes of which no two are about the same, unless they are merged or made by one statement."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, Key], _Pending] = {}
+        self.runs: dict[str, list[tuple[Any, ...]]] = {}
+
+    async def write(self, connection: Connection) -> None:
+        shapes: dict[Any, list[_Pending]] = {}
+        for row in self.rows.values():
+            shapes.setdefault(row.shape, []).append(row)
+        for rows in shapes.values():
+            given = [row.values for row in rows]
+            await connection.execute(_statement(rows[0]), given)
+        for sql, args in self.runs.items():
+            await connection.execute(sql, *map(list, zip(*args, strict=True)))
+
+
+def _layers(changes: Sequence[Change]) -> list[_Layer]:
+    """The changes in as few layers as keep the order of those about the same."""
+    layers: list[_Layer] = []
+    last: dict[Any, tuple[int, str]] = {}  # about what → the layer of its newest change, and what runs there
     for change in changes:
         if isinstance(change, Run):
-            await _flush(connection, pending)
-            await connection.execute(change.sql, *change.args)
+            nth, before = last.get(change.about, (0, change.sql))
+            nth += before != change.sql
+            last[change.about] = (nth, change.sql)
+            _nth(layers, nth).runs.setdefault(change.sql, []).append(change.args)
             continue
         given = change.key if isinstance(change, Add) else change.row
+        about = given[change.table.subject]
         key = (change.table.name, tuple(given[column] for column in change.table.key))
-        if key in pending and not _fits(pending[key], change):
-            await _flush(connection, pending)
-        _merge(pending.setdefault(key, _Pending(change.table, {}, (), {}, {})), change)
-    await _flush(connection, pending)
+        nth, before = last.get(about, (0, ""))
+        row = None if before else _nth(layers, nth).rows.get(key)
+        nth += before != "" or (row is not None and not _fits(row, change))
+        last[about] = (nth, "")
+        _merge(_nth(layers, nth).rows.setdefault(key, _Pending(change.table, {}, (), {}, {})), change)
+    return layers
+
+
+def _nth(layers: list[_Layer], nth: int) -> _Layer:
+    if nth == len(layers):
+        layers.append(_Layer())
+    return layers[nth]
+
+
+async def _write(connection: Connection, changes: Sequence[Change]) -> None:
+    for layer in _layers(changes):
+        await layer.write(connection)
 
 
 def _fits(row: _Pending, change: Create | Put | Add) -> bool:
@@ -227,15 +277,6 @@ def _merge(row: _Pending, change: Create | Put | Add) -> None:
 def _greatest(one: Any, other: Any) -> Any:
     """As SQL has it: nothing counts less than anything."""
     return max((value for value in (one, other) if value is not None), default=None)
-
-
-async def _flush(connection: Connection, pending: dict[tuple[str, Key], _Pending]) -> None:
-    shapes: dict[Any, list[_Pending]] = {}
-    for row in pending.values():
-        shapes.setdefault(row.shape, []).append(row)
-    for rows in shapes.values():
-        await connection.execute(_statement(rows[0]), [row.created | row.put | row.added for row in rows])
-    pending.clear()
 
 
 def _statement(row: _Pending) -> str:

@@ -17,6 +17,7 @@ from forge.projections.projection import Projection, Table
 SHADOW, BEFORE = "forge_shadow", "forge_before"
 
 _ANALYSED_SECONDS = 3600.0
+_INDEXING_MEMORY = "256MB"
 _EXAMPLES = 3
 _BUCKETS = 1024
 
@@ -136,13 +137,13 @@ async def _like(connection: Connection, live: str, name: str) -> None:
 
 async def finish(connection: Connection, shadow: Shadow, tell: Callable[[int, int], None]) -> None:
     """The other indexes, and what the planner wants to know; ``tell`` hears how many of how many are done."""
-    statements: list[str] = []
+    statements = [f"set maintenance_work_mem = '{_INDEXING_MEMORY}'"]
     for name in shadow.names:
         source = f"{shadow.live}.{name}"
         found = await connection.fetch(_INDEXES, source, shadow.live, name, SHADOW)
         found += await connection.fetch(_CONSTRAINTS, source, SHADOW, name, [b"u"])
         statements += [row[0] for row in found]
-    statements += [f"vacuum (analyze) {SHADOW}.{name}" for name in shadow.names]
+    statements += [f"analyze {SHADOW}.{name}" for name in shadow.names]
     for nth, statement in enumerate(statements):
         tell(nth, len(statements))
         await connection.execute(statement, timeout=_ANALYSED_SECONDS)

@@ -43,7 +43,7 @@ def renewed(event: UploadRenewed, record: Recorded) -> Iterable[Change]:
 
 @uploads.on(UploadExpired)
 def expired(event: UploadExpired, _record: Recorded) -> Iterable[Change]:
-    yield Run("delete from upload where id = $1", (event.upload_id,))
+    yield Run("delete from upload where id = any($1::uuid[])", event.upload_id, (event.upload_id,))
 
 
 # -------------------------------------------------------------------- reading

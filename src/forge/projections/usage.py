@@ -21,7 +21,9 @@ KEPT = timedelta(days=29)
 """A day less than the stream keeps its samples, so that a table that is made again lacks none."""
 
 _EVERY = 100
-_FORGET = 'delete from resource_usage_log where "timestamp" < $1'
+_FORGET = (
+    'delete from resource_usage_log where "timestamp" < (select max(t) from unnest($1::timestamptz[]) t)'
+)
 
 
 @usage.on(MetricSampled)
@@ -39,7 +41,7 @@ def sampled(event: MetricSampled, record: Recorded) -> Iterable[Change]:
         },
     )
     if record.seq % _EVERY == 0:
-        yield Run(_FORGET, (record.meta.at - KEPT,))
+        yield Run(_FORGET, "forgetting", (record.meta.at - KEPT,))
 
 
 # -------------------------------------------------------------------- reading
