@@ -51,6 +51,7 @@ from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, 
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
 from forge.keys import Keys
+from forge.projections import queue, retention
 from forge.resources import Capacity, Volume
 from forge.settings import Settings, describe, load
 from forge.store import Store
@@ -67,13 +68,6 @@ _AGAIN_SECONDS = 1.5
 """After so long a projector that is at work has moved on."""
 
 _PULL_AGAIN_SECONDS = 0.25
-
-_DUE = """
-select jobs, coalesce(extract(epoch from clock_timestamp() - since), 0) as oldest from (
-    select count(*) as jobs, min(coalesce(retry_at, created_at)) as since from generation_queue
-    where status = 'pending' and (retry_at is null or retry_at <= clock_timestamp())
-) due
-"""
 
 _IN_TABLES = frozenset({"checkpoints", "line"})
 _NOT_SETTINGS = frozenset({"FORGE_LOG_LEVEL"})
@@ -309,10 +303,9 @@ async def _connected(settings: Settings, within: float = SECONDS) -> asyncpg.Con
 
 
 async def _applied(connection: asyncpg.Connection[Any]) -> Applied:
-    there = await connection.fetchval("select to_regclass('forge_migration') is not null")
-    rows = await connection.fetch("select number, checksum from forge_migration") if there else []
-    trigrams = await connection.fetchval("select exists (select from pg_extension where extname = 'pg_trgm')")
-    return Applied(tuple(database.migrations()), {row["number"]: row["checksum"] for row in rows}, trigrams)
+    return Applied(
+        tuple(database.migrations()), await database.applied(connection), await database.trigrams(connection)
+    )
 
 
 async def _checkpoints(connection: asyncpg.Connection[Any]) -> dict[str, int]:
@@ -320,13 +313,12 @@ async def _checkpoints(connection: asyncpg.Connection[Any]) -> dict[str, int]:
 
 
 async def _line(connection: asyncpg.Connection[Any]) -> Line:
-    [row] = await connection.fetch(_DUE)
-    return Line(row["jobs"], float(row["oldest"]))
+    return Line(*await queue.due(connection))
 
 
 async def _postgres_clock(connection: asyncpg.Connection[Any], clock: Clock) -> timedelta:
     before = clock()
-    now: datetime = await connection.fetchval("select clock_timestamp()")
+    now = await retention.clock(connection)
     return now - _between(before, clock())
 
 
