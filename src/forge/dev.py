@@ -173,7 +173,7 @@ async def _start(settings: Settings, environ: Mapping[str, str], children: Child
 async def _start_servers(settings: Settings, environ: Mapping[str, str], children: Children) -> Settings:
     """Start the servers that the environment does not name, all at once; the settings to reach them all."""
     data, logs = settings.data_dir, settings.data_dir / "log"
-    found: dict[str, str | tuple[str, ...] | tuple[Path, ...]] = {}
+    found: dict[str, str | Path | tuple[str, ...] | tuple[Path, ...]] = {}
     nats = None if environ.get("FORGE_NATS_URL") else EmbeddedNats(data / "nats", log=logs / "nats.log")
     if nats:
         children.start("nats", nats)
@@ -190,6 +190,7 @@ async def _start_servers(settings: Settings, environ: Mapping[str, str], childre
         found["postgres_dsn"] = await asyncio.to_thread(postgres.wait_ready)
     if nats:
         found["nats_url"] = await asyncio.to_thread(nats.wait_ready)
+        found["nats_passwords_dir"] = nats.passwords_dir
     return msgspec.structs.replace(settings, **found)
 
 
@@ -203,6 +204,7 @@ def _command(words: list[str], settings: Settings, environ: Mapping[str, str]) -
     variables = {
         **environ,
         "FORGE_NATS_URL": settings.nats_url,
+        "FORGE_NATS_PASSWORDS_DIR": str(settings.nats_passwords_dir or ""),
         "FORGE_POSTGRES_DSN": settings.postgres_dsn,
         "FORGE_COMFYUI_URLS": ",".join(settings.comfyui_urls),
         "FORGE_COMFYUI_DIRS": ",".join(_listed(settings.comfyui_dirs)),
@@ -231,6 +233,7 @@ def _write_record(dev: Dev, children: Children) -> None:
             pid=os.getpid(),
             url=dev.url,
             nats_url=settings.nats_url,
+            nats_passwords_dir=str(settings.nats_passwords_dir or ""),
             postgres_dsn=settings.postgres_dsn,
             comfyui_urls=settings.comfyui_urls,
             comfyui_dirs=_listed(settings.comfyui_dirs),

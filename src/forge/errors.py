@@ -35,6 +35,8 @@
     ├── LogDamaged                  events are missing from the log, or it is another one
     ├── ArchiveDamaged              the second copy of the log does not hold together
     ├── TopologyDiffers             a stream or consumer cannot be changed into what the file says
+    ├── NotSetUp                    a stream or consumer is missing
+    ├── NotLetIn                    NATS does not take the user and password
     ├── SettingInvalid              a variable of the environment has a bad value
     ├── WorkflowInvalid             a job type's two files are wrong
     ├── MigrationFailed             the database cannot be brought to this version
@@ -307,6 +309,18 @@ class TopologyDiffers(ForgeError):
     """A stream or consumer on the server cannot be changed into what the file says."""
 
     code = "topology_differs"
+
+
+class NotSetUp(ForgeError):
+    """Streams or consumers that forge needs are missing; run `forge setup`."""
+
+    code = "not_set_up"
+
+
+class NotLetIn(ForgeError):
+    """NATS does not take the user and password that forge has."""
+
+    code = "not_let_in"
 
 
 class SettingInvalid(ForgeError):

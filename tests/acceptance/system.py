@@ -21,7 +21,9 @@ from typing import Any
 import httpx
 
 from acceptance.failpoints import ARMED, PLANTED
+from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
+from forge.settings import load
 from waiting import wait_until
 
 API = "/api/v1/comfyui"
@@ -69,7 +71,7 @@ class System:
         self.root, self.data_dir, self.render_ms = root, root / "data", render_ms
         for folder in (root, self.data_dir, root / "log"):
             folder.mkdir(mode=0o755, exist_ok=True)
-        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log")
+        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log", anybody=True)
         self.postgres = EmbeddedPostgres(root / "postgres", log=root / "log" / "postgres.log")
         self.members: dict[str, EmbeddedNats | EmbeddedPostgres | Command] = {}
         self.down: set[str] = set()
@@ -200,6 +202,7 @@ class System:
         return {
             **inherited,
             "FORGE_NATS_URL": self.nats.url,
+            "FORGE_NATS_PASSWORDS_DIR": str(self.nats.passwords_dir),
             "FORGE_POSTGRES_DSN": self.postgres_dsn,
             "FORGE_COMFYUI_URLS": ",".join(self.url(simulator) for simulator in self.simulators),
             "FORGE_COMFYUI_DIRS": ",".join(str(self.files_of(simulator)) for simulator in self.simulators),
@@ -261,15 +264,24 @@ async def running(
         system.postgres.wait_ready()
         system.start(*_numbered("sim", simulators))
         system.start(*_numbered("api", apis), *workers)
+        await bootstrap.setup(load(system.environ("api")))
         watch = asyncio.create_task(system.supervise(), name="supervision")
         await system.ready()
         say(f"the system serves after {time.monotonic() - began:.1f} s; logs are in {root / 'log'}")
         yield system
+        assert_nothing_was_refused(system)
     finally:
         if watch is not None:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
         system.stop()
+
+
+def assert_nothing_was_refused(system: System) -> None:
+    """No process of forge tried what its user of NATS may not: nats-server writes down each attempt."""
+    log = (system.root / "log" / "nats.log").read_text()
+    refused = [line for line in log.splitlines() if "Violation" in line]
+    assert not refused, "\n".join(refused[:5])
 
 
 def say(line: str) -> None:

@@ -85,6 +85,8 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.LogDamaged: _INTERNAL,
     errors.ArchiveDamaged: _INTERNAL,
     errors.TopologyDiffers: _INTERNAL,
+    errors.NotSetUp: _INTERNAL,
+    errors.NotLetIn: _INTERNAL,
     errors.SettingInvalid: _INTERNAL,
     errors.WorkflowInvalid: _INTERNAL,
     errors.MigrationFailed: _INTERNAL,
