@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from forge import database
 from forge.broker import connect, request
 from forge.comfyui.backends import BackendStatus
+from forge.credentials import OPERATOR, login
 from forge.database import Connection, Pool
 from forge.domain.disk import rank
 from forge.errors import ForgeError, LogUnavailable
@@ -159,7 +160,8 @@ class Watch:
 
     async def _connected(self) -> Client:
         if self._nc is None:
-            self._nc = await connect(self._settings.nats_url, "top")
+            operator = login(self._settings.nats_passwords_dir, OPERATOR)
+            self._nc = await connect(self._settings.nats_url, "top", operator)
             await self._nc.subscribe(ALL_PROGRESS, cb=self._hear_progress)
             await self._nc.subscribe(BACKENDS, cb=self._hear_backends)
             await self._nc.flush()

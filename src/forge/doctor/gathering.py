@@ -48,7 +48,7 @@ from forge.doctor.facts import (
     Server,
 )
 from forge.domain.keys import Key
-from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, SettingInvalid
+from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, NotLetIn, SettingInvalid
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
 from forge.keys import Keys
@@ -70,6 +70,7 @@ _AGAIN_SECONDS = 1.5
 
 _PULL_AGAIN_SECONDS = 0.25
 
+_PASSWORDS = "name in FORGE_NATS_PASSWORDS_DIR the directory with the passwords that nats-server was given"
 _IN_TABLES = frozenset({"checkpoints", "line"})
 _NOT_SETTINGS = frozenset({"FORGE_LOG_LEVEL"})
 
@@ -154,7 +155,10 @@ async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
         "nats_clock": (EVENTS, lambda nc: _nats_clock(nc, clock)),
         "samples": (METRICS, _samples),
     }
-    nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
+    try:
+        nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
+    except (NotLetIn, SettingInvalid) as error:
+        nc = Away(error.detail, remedy=_PASSWORDS)
     if isinstance(nc, Away):
         behind = Away(nc.why, behind="nats")
         return {"nats": nc, **dict.fromkeys(("standings", "damage", *parts), behind)}
@@ -186,7 +190,8 @@ async def _log_server(settings: Settings) -> Client:
 
     Raises:
         OSError: nobody listens there.
-        LogUnavailable: it is no NATS server, or it lets nobody in.
+        LogUnavailable: it is no NATS server.
+        NotLetIn, SettingInvalid: it wants a user and password that are not there.
     """
     address = urlsplit(settings.nats_url)
     answer, probe = await asyncio.open_connection(address.hostname, address.port or 4222)
@@ -429,6 +434,8 @@ async def _within(look: Callable[[], Awaitable[T]], what: str) -> T | Away:
             return await look()
     except TimeoutError:
         return Away(f"{what}: no answer within {SECONDS:.0f} s")
+    except (NotLetIn, SettingInvalid):
+        raise
     except ForgeError as error:
         return Away(error.detail)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
