@@ -32,6 +32,7 @@ from forge.errors import ServerFailed
 from forge.settings import Settings, load
 
 READY_WITHIN = 60.0
+_PATIENCE = 600.0  # a nats-server tries each message of a damaged block again
 RENDER_MS = "200-800"
 """How long the simulator takes for a picture: short enough for patience, long enough to see progress."""
 
@@ -83,6 +84,31 @@ def serve(environ: Mapping[str, str], use: Use, report: Report) -> int:
         ForgeError: the system could not be started; everything that was started is stopped again.
     """
     return asyncio.run(_serve(environ, use, report))
+
+
+@contextmanager
+def servers(environ: Mapping[str, str]) -> Iterator[Settings]:
+    """NATS and Postgres of a data directory alone, for work on a system that does not run.
+
+    Raises:
+        ServerFailed: the directory is in use, or no data directory; or a server does not start.
+    """
+    settings = load(environ)
+    if not (settings.data_dir / "nats").exists():
+        raise ServerFailed(f"{settings.data_dir} is the data directory of no `forge dev`; name the servers")
+    with _sole_owner(settings.data_dir):
+        logs = settings.data_dir / "log"
+        nats = EmbeddedNats(settings.data_dir / "nats", log=logs / "nats.log")
+        postgres = EmbeddedPostgres(settings.data_dir / "postgres", log=logs / "postgres.log")
+        try:
+            dsn = postgres.start()
+            url = nats.start(_PATIENCE)
+            yield msgspec.structs.replace(
+                settings, nats_url=url, nats_passwords_dir=nats.passwords_dir, postgres_dsn=dsn
+            )
+        finally:
+            nats.stop()
+            postgres.stop()
 
 
 async def _serve(environ: Mapping[str, str], use: Use, report: Report) -> int:

@@ -41,6 +41,8 @@
     ├── WorkflowInvalid             a job type's two files are wrong
     ├── MigrationFailed             the database cannot be brought to this version
     ├── ReplayRefused               tables cannot be rebuilt, or what was rebuilt is not what is there
+    ├── RestoreRefused              the log cannot be restored, or need not be
+    ├── FileUnfit                   a file is no whole copy of the log
     ├── ServerFailed                an embedded server did not start
     ├── PictureRefused              bytes that are not a picture forge accepts
     ├── StoreFailed                 the asset volume refused a write
@@ -345,6 +347,18 @@ class ReplayRefused(ForgeError):
     """The tables cannot be rebuilt now, or what was rebuilt is not what is there."""
 
     code = "replay_refused"
+
+
+class RestoreRefused(ForgeError):
+    """The log cannot be restored now, or need not be."""
+
+    code = "restore_refused"
+
+
+class FileUnfit(ForgeError):
+    """A file is no whole copy of the log."""
+
+    code = "file_unfit"
 
 
 class ServerFailed(ForgeError):

@@ -91,6 +91,8 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.WorkflowInvalid: _INTERNAL,
     errors.MigrationFailed: _INTERNAL,
     errors.ReplayRefused: _INTERNAL,
+    errors.RestoreRefused: _INTERNAL,
+    errors.FileUnfit: _INTERNAL,
     errors.ServerFailed: _INTERNAL,
     errors.ComfyError: _INTERNAL,
 }
