@@ -88,6 +88,7 @@ async def test_thumbnails_are_webp_in_two_widths(workshop: Workshop, folder: Pat
 
 
 @pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.fault("X1")
 async def test_what_is_not_a_sound_picture_is_refused_and_leaves_nothing(
     workshop: Workshop, folder: Path, what: str
 ) -> None:

@@ -405,6 +405,7 @@ def _stop_on_signals() -> asyncio.Event:
         if stop.is_set():
             os._exit(130)
         stop.set()
+        log.info("stopping when what is in hand is finished; told once more, at once")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told)

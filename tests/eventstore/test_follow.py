@@ -216,6 +216,7 @@ async def test_nothing_is_left_behind(
     await wait_until(only_ours, what="the reader's own consumer is gone")
 
 
+@pytest.mark.fault("B3")
 async def test_what_cannot_be_read_stops_reading_right_before_it(
     nats_client: Client, events: EventStore
 ) -> None:
