@@ -161,6 +161,21 @@ def migrations(folder: Path | None = None) -> list[Migration]:
     return found
 
 
+async def applied(connection: Connection) -> dict[int, str]:
+    """Number and checksum of the migrations a database has; nothing is changed."""
+    if not await connection.fetchval("select to_regclass('forge_migration') is not null"):
+        return {}
+    return {r["number"]: r["checksum"] for r in await connection.fetch("select * from forge_migration")}
+
+
+async def trigrams(connection: Connection) -> bool:
+    """Whether the database has what searches for words go by."""
+    there: bool = await connection.fetchval(
+        "select exists (select from pg_extension where extname = 'pg_trgm')"
+    )
+    return there
+
+
 async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
     """Bring the database to this version; may be repeated and run from several processes at once.
 
