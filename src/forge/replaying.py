@@ -106,7 +106,7 @@ async def rebuild(
         ]
         for fold in folds:
             await fold.upto(fold.comparable(live) or await fold.head())
-        await shadow.finish(folding, made, lambda done, of: progress(Step("indexing", done, of)))
+        await shadow.finish(pool, made, lambda done, of: progress(Step("indexing", done, of)))
         compared, found = await _compare(pool, folding, made, folds, progress)
         if found and not replace:
             raise ReplayRefused(_differ(found))
