@@ -50,7 +50,6 @@ def facts(**changed: Any) -> Facts:
         strange={},
         dev_url=None,
         tested_nats=(2, 15, 1),
-        now=NOW,
         job_types=("ui_icon",),
         nats=Server("nats://nats", (2, 15, 1)),
         standings=(
@@ -59,7 +58,8 @@ def facts(**changed: Any) -> Facts:
             Standing("FORGE_DISPATCH.generation", (), {"num_waiting": 3, "num_ack_pending": 0}),
             Standing("FORGE_EVENTS.cleanup", (), {"num_waiting": 1, "num_ack_pending": 0}),
         ),
-        ends=Ends((), NOW),
+        damage="",
+        ends=Ends(()),
         keys=(key(),),
         samples=Samples(1.0, 0),
         begun=True,
@@ -102,11 +102,9 @@ def test_of_what_is_well_nothing_is_wrong() -> None:
         ({"nats": Server("n", (2, 11, 9))}, "nats", "no atomic batches → run nats-server 2.15.1"),
         ({"nats": Server("n", (2, 14, 0))}, "nats", "older than what forge is tested with"),
         ({"job_types": Away("swatch.toml:1: no")}, "job_types", "swatch.toml:1: no"),
-        ({"ends": Ends(("event 40 of 40 is gone",), NOW)}, "log", "event 40 of 40 is gone → stop forge"),
-        ({"standings": standing_of(EVENTS, state=STATE | {"first_seq": 11})}, "log", "10 are gone"),
-        ({"standings": standing_of(EVENTS, state=STATE | {"num_deleted": 2})}, "log", "2 are gone"),
+        ({"ends": Ends(("message 40 is no event",))}, "log", "message 40 is no event: nothing behind"),
+        ({"damage": "the log is not whole: 2 are gone"}, "log", "2 are gone → stop forge"),
         ({"applied": Applied((), {}, False)}, "tables", "create extension pg_trgm"),
-        ({"positions": {"queue": Position(EVENTS, 41, 40, 41)}}, "projections", "lost its end"),
         ({"volume": AssetVolume(Path("/a"), True, False, None, 0)}, "volume", "may not write"),
         ({"samples": Samples(1.0, 7)}, "leftovers", "7 folders at ComfyUI"),
         ({"samples": Samples(None, 0)}, "workers", "forge worker --roles scheduler"),
@@ -183,7 +181,7 @@ async def test_a_log_that_was_deleted_is_not_made_again_by_setup(
         "FORGE_DATA_DIR": str(settings.data_dir),
     }
     found = {f.check: f for f in await examine(environ)}
-    assert "lost its end" in found["projections"].found
-    assert "restore the log" in found["projections"].remedy
+    assert "the log is not whole" in found["log"].found
+    assert "RUNBOOK" in found["log"].remedy
     assert not any("FORGE_EVENTS is missing" in f.found for f in found.values())
     assert await EventStore(nats_client, "FORGE_METRICS").head() == 0

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -95,6 +96,19 @@ async def test_keeping_twice_keeps_once_and_renews_the_file(store: Store, tmp_pa
     assert kept.stat().st_mtime > 1
     assert kept.read_bytes() == b"a picture", "what was damaged is whole again"
     assert len(list(store.files())) == 1
+
+
+async def test_what_is_kept_or_renewed_is_as_new_as_the_clock_says(store: Store, tmp_path: Path) -> None:
+    """The kernel's own idea of now is some milliseconds old."""
+    for nth in range(20):
+        made = picture(tmp_path / f"{nth}", b"picture %d" % nth)
+        before = time.time()
+        await store.keep(made)
+        kept = store.path(made.content_hash, "png")
+        assert kept.stat().st_mtime >= before
+        before = time.time()
+        await store.renew(made.content_hash, "png")
+        assert kept.stat().st_mtime >= before
 
 
 async def test_keeping_the_very_same_developed_picture_again_is_harmless(

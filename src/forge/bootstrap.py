@@ -11,13 +11,15 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import uvloop
 from nats.aio.client import Client
+from prometheus_client.metrics_core import Metric
 
 from forge import database, guard, replaying, telemetry, topology
 from forge.admissions import Admissions
@@ -30,12 +32,15 @@ from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.keys import Keys
 from forge.library import Library, Shelf
+from forge.projections.reading import position
 from forge.replaying import Rebuilt, Step, rebuild
 from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
 from forge.store import Store
+from forge.telemetry import numbers
 from forge.uploads import Uploads
+from forge.workers.status import Status
 
 log = logging.getLogger("forge")
 
@@ -112,17 +117,34 @@ def run_worker(settings: Settings, roles: frozenset[str]) -> int:
 
 async def _worker(settings: Settings, roles: frozenset[str]) -> None:
     stop = _stop_on_signals()
+    status = Status(stop)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(telemetry.exporting("worker", _own_numbers))
+        fields: dict[str, Any] = {"roles": sorted(roles)}
+        if settings.worker_port is not None:
+            serving = status.serving(settings.host, settings.worker_port)
+            fields["port"] = await stack.enter_async_context(serving)
         nc = await _nats(stack, settings, "worker")
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
         await topology.apply(nc)
-        endless, draining = await _roles(stack, nc, settings, roles, stop)
-        log.info("working", extra={"roles": sorted(roles)})
+        endless, draining = await _roles(stack, nc, settings, roles, stop, status)
+        status.checks["log"] = EventStore(nc).head
+        status.working = True
+        log.info("working", extra=fields)
         await _run(endless, draining, stop)
 
 
+async def _own_numbers() -> Iterable[Metric]:
+    return numbers.registry.collect()
+
+
 async def _roles(
-    stack: AsyncExitStack, nc: Client, settings: Settings, roles: frozenset[str], stop: asyncio.Event
+    stack: AsyncExitStack,
+    nc: Client,
+    settings: Settings,
+    roles: frozenset[str],
+    stop: asyncio.Event,
+    status: Status,
 ) -> tuple[list[Coroutine[Any, Any, None]], list[Coroutine[Any, Any, None]]]:
     """The work of each role: what ends only by being cancelled, and what finishes after ``stop``."""
     events = EventStore(nc)
@@ -133,6 +155,7 @@ async def _roles(
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
+        status.checks["database"] = partial(position, pool)
     if "dispatcher" in roles:
         from forge.workers.dispatcher import Dispatcher
 
@@ -281,7 +304,9 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
             open_to_loopback=open_to_loopback,
         )
         log.info("serving", extra={"host": settings.host, "port": settings.port})
-        await serve(create_app(parts), live, settings.host, settings.port, stop)
+        app = create_app(parts)
+        await stack.enter_async_context(telemetry.exporting("api", app.metrics.now))
+        await serve(app, live, settings.host, settings.port, stop)
 
 
 # -------------------------------------------------------------------- shared

@@ -32,7 +32,7 @@ from forge.errors import FULL_VOLUME, PictureRefused
 
 _MAX_SOURCE_BYTES = 256 << 20
 _MAX_FILES = 1 + len(THUMBNAIL_WIDTHS)
-_BAND_ROWS = 256  # rows hashed at a time, so that hashing needs no second copy of the picture
+_BAND_PIXELS = 1 << 22  # hashed at a time, so that hashing needs no second copy of a large picture
 _TALLEST = 4  # a thumbnail is at most this many times as high as the asked width
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
@@ -167,8 +167,12 @@ def _viewable(image: Image.Image) -> Image.Image:
 def _pixel_hash(image: Image.Image) -> str:
     width, height = image.size
     digest = hashlib.sha256(f"{image.mode} {width} {height}\n".encode())
-    for top in range(0, height, _BAND_ROWS):
-        digest.update(image.crop((0, top, width, min(top + _BAND_ROWS, height))).tobytes())
+    rows = max(1, _BAND_PIXELS // width)
+    if rows >= height:  # cutting it out would copy it
+        digest.update(image.tobytes())
+        return digest.hexdigest()
+    for top in range(0, height, rows):
+        digest.update(image.crop((0, top, width, min(top + rows, height))).tobytes())
     return digest.hexdigest()
 
 

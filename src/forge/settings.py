@@ -89,6 +89,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = Path(".forge")
     host: Annotated[str, Setting("FORGE_HOST", "address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Setting("FORGE_PORT", "port the API listens on; 0 takes a free one")] = 8600
+    worker_port: Annotated[
+        int | None,
+        Setting(
+            "FORGE_WORKER_PORT",
+            "port on FORGE_HOST where a worker answers /livez, /readyz and /metrics; 0 takes a free one; "
+            "none by default",
+        ),
+    ] = None
     workflows_dir: Annotated[
         Path | None, Setting("FORGE_WORKFLOWS_DIR", "your own job types, two files each; none by default")
     ] = None

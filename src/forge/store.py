@@ -301,7 +301,7 @@ class Store:
         final = self.path(content_hash, fmt)
         with _volume(final), self._locked(fcntl.LOCK_SH):
             try:
-                os.utime(final)
+                _touch(final)
             except FileNotFoundError:
                 return False
         return True
@@ -382,12 +382,19 @@ def _made(folder: Path) -> list[Path]:
     return changed
 
 
+def _touch(path: Path) -> None:
+    """Set the file's times to now. Left to the kernel they are those of its last tick, some milliseconds ago,
+    and a removal that was decided since would take the file for older than it is."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
 def _move(source: Path, target: Path) -> None:
     try:
-        os.utime(source)
+        _touch(source)
         source.replace(target)
     except FileNotFoundError:
-        os.utime(target)  # kept before: said twice, done once
+        _touch(target)  # kept before: said twice, done once
 
 
 def _sync(folder: Path) -> None:

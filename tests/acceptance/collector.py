@@ -39,6 +39,12 @@ class Collector:
     headers: list[dict[str, str]] = field(default_factory=list)
     text: list[bytes] = field(default_factory=list)
     """Everything as it came, to be searched."""
+    runner: web.AppRunner | None = None
+
+    async def stop(self) -> None:
+        """Be there no more."""
+        assert self.runner is not None
+        await self.runner.cleanup()
 
     def of(self, trace: str) -> list[Hop]:
         return [hop for hop in self.hops if hop.trace == trace]
@@ -86,7 +92,7 @@ async def collecting() -> AsyncIterator[Collector]:
     app = web.Application(client_max_size=64 * 1024**2)
     app.router.add_post("/v1/traces", collector.traces)
     app.router.add_post("/v1/metrics", collector.metrics)
-    runner = web.AppRunner(app)
+    runner = collector.runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     collector.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -94,6 +100,11 @@ async def collecting() -> AsyncIterator[Collector]:
         yield collector
     finally:
         await runner.cleanup()
+
+
+def plain_labels(point: Any) -> dict[str, Any]:
+    """What a data point is of."""
+    return _plain(point.attributes)
 
 
 def _plain(attributes: Any) -> dict[str, Any]:

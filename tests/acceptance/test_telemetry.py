@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
-from acceptance.collector import Collector, Hop, collecting
+from acceptance.collector import Collector, Hop, collecting, plain_labels
 from acceptance.evidence import Evidence, Witness
 from acceptance.players import request
 from acceptance.settling import happened, settled, watching
@@ -19,7 +21,8 @@ from waiting import wait_until
 
 SECRET = "s3cret-of-the-operator"
 PROMPT = "a jade hairpin nobody must read in a log"
-TRACE, CLIENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE, OTHER = "0af7651916cd43dd8448eb211c80319c", "1bf7651916cd43dd8448eb211c80319d"
+CLIENT = "b7ad6b7169203331"
 BEARER = {"Authorization": f"Bearer {SECRET}"}
 
 HOPS = {
@@ -48,10 +51,12 @@ async def system(module_root: Path, collector: Collector) -> AsyncIterator[Syste
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_HEADERS": "x-token=of-the-collector",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "3",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_METRIC_EXPORT_INTERVAL": "200",
         "FORGE_API_KEYS": f"operator:boss:{SECRET}",
         "FORGE_LOG_LEVEL": "DEBUG",
+        "FORGE_WORKER_PORT": "0",
     }
     async with running(module_root, **more) as system:
         yield system
@@ -124,6 +129,101 @@ async def test_the_collector_is_asked_as_the_environment_says(
     assert {headers.get("Content-Encoding") for headers in collector.headers} == {"gzip"}
 
 
+async def test_numbers_go_to_the_collector_too(
+    system: System, collector: Collector, evidence: Evidence
+) -> None:
+    def told() -> bool:
+        ended = collector.numbers.get("forge-api", {}).get("forge_jobs_ended_total")
+        return ended is not None and ended.sum.data_points[0].as_double == 1
+
+    await wait_until(told, what="the job that ended is exported")
+    numbers = collector.numbers["forge-api"]
+    async with httpx.AsyncClient(base_url=system.url("api")) as plain:
+        shown = _series((await plain.get("/metrics")).text)
+    names = {f"{f.name}_total" if f.type == "counter" else f.name for f in shown if f.samples}
+    assert {name for name in names if not name.endswith("_created")} - set(numbers) == set()
+    (ended,) = numbers["forge_jobs_ended_total"].sum.data_points
+    assert plain_labels(ended) == {"job_type": "ui_icon", "outcome": "completed"}
+    (took,) = numbers["forge_job_run_seconds"].histogram.data_points
+    assert (took.count, sum(took.bucket_counts), len(took.bucket_counts)) == (
+        1,
+        1,
+        len(took.explicit_bounds) + 1,
+    )
+
+    def parts() -> set[str]:
+        found = collector.numbers.get("forge-worker", {}).get("forge_part_seconds")
+        return {plain_labels(p)["part"] for p in found.histogram.data_points if p.count} if found else set()
+
+    await wait_until(lambda: parts() & {"forge.comfyui.wait", "forge.append"}, what="a worker exports")
+
+
+async def test_a_worker_with_a_port_says_how_it_is(system: System, evidence: Evidence) -> None:
+    wanted = {
+        "projector": "forge_projector_position",
+        "dispatcher": "forge_places",
+        "generation": "forge_orders_in_hand",
+        "housekeeping": "forge_build_info",
+    }
+    for name, number in wanted.items():
+        (working,) = [line for line in _lines(system, name) if line["event"] == "working"]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{working['port']}") as plain:
+            assert (await plain.get("/livez")).text == "ok\n"
+            ready = await plain.get("/readyz")
+            assert (ready.status_code, ready.json()["ready"]) == (200, True), ready.text
+            shown = {family.name: family for family in _series((await plain.get("/metrics")).text)}
+        assert "process_resident_memory_bytes" in shown
+        assert shown[number].samples, name
+        if name == "dispatcher":
+            assert shown["forge_places"].samples[0].value == 3
+            assert shown["forge_orders"].samples[0].value == 1
+
+
+async def test_a_job_that_fails_is_found_by_what_its_client_was_told(
+    system: System, client: httpx.AsyncClient, witness: Witness, evidence: Evidence
+) -> None:
+    """At a worker, long after the request."""
+    await system.faults(fail_next=1)
+    body = {"job_type": "ui_icon", "params": {"prompt": PROMPT, "width": 256, "height": 256}}
+    headers = {"traceparent": f"00-{OTHER}-{CLIENT}-01"}
+    answer = await client.post("/jobs", json=body, headers=headers)
+    job, told = answer.json()["id"], answer.headers["x-request-id"]
+    await happened(witness, "completed", job=job)
+    (line,) = [line for line in _lines(system) if line.get("correlation") == told]
+    assert (line["event"], line["code"]) == ("an attempt failed", "prompt_failed")
+    assert (line["job"], line["attempt"], line["trace"]) == (job, "1", OTHER)
+
+
+async def test_no_line_and_no_span_holds_a_secret_or_a_prompt(
+    system: System, collector: Collector, client: httpx.AsyncClient, evidence: Evidence
+) -> None:
+    guessed = {"Authorization": "Bearer forge_guess_" + SECRET[::-1]}
+    assert (await client.get("/queue", headers=guessed)).status_code == 401
+    assert (
+        await client.post("/jobs", json={"job_type": PROMPT, "params": {"prompt": PROMPT}})
+    ).status_code == 422
+    written = [log.read_text() for log in (system.root / "log").glob("*.log") if log.stem != "sim"]
+    for secret in (SECRET, SECRET[::-1], PROMPT, "of-the-collector"):
+        assert not [text for text in written if secret in text]
+        assert not [text for text in collector.text if secret.encode() in text]
+
+
+async def test_work_goes_on_without_the_collector(
+    collector: Collector, client: httpx.AsyncClient, witness: Witness, system: System, evidence: Evidence
+) -> None:
+    await collector.stop()
+    asked = request("lan")
+    asked.answers.append((await client.post("/jobs", json=asked.body)).json()["id"])
+    await happened(witness, "completed", job=asked.answers[0])
+
+    def complaints() -> list[dict[str, Any]]:
+        return [line for line in _lines(system, "api") if line["logger"].startswith("opentelemetry")]
+
+    (said,) = await wait_until(complaints, what="it is said")
+    assert said["level"] == "error"
+    assert system.deaths == []
+
+
 async def _hop(collector: Collector, name: str) -> Hop:
     def find() -> list[Hop]:
         return [hop for hop in collector.of(TRACE) if hop.name == name]
@@ -131,8 +231,12 @@ async def _hop(collector: Collector, name: str) -> Hop:
     return (await wait_until(find, what=name))[0]
 
 
-def _lines(system: System) -> Iterator[dict[str, Any]]:
-    for log in (system.root / "log").glob("*.log"):
+def _series(text: str) -> list[Metric]:
+    return list(text_string_to_metric_families(text))
+
+
+def _lines(system: System, name: str = "*") -> Iterator[dict[str, Any]]:
+    for log in (system.root / "log").glob(f"{name}.log"):
         if log.stem not in ("nats", "postgres", "sim"):
             for line in log.read_text().splitlines():
                 yield json.loads(line)

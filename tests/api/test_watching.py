@@ -16,13 +16,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.serving import Served
 from forge import errors
 from forge.api.happened import Happened
+from forge.telemetry import numbers
 from forge.topology import BACKENDS
+from forge.workers import numbers as of_workers
 from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 ALERTS = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
 DASHBOARD = json.loads((ROOT / "deploy/grafana/forge.json").read_text())
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+
+assert of_workers.deliveries  # what only workers count is shown by this process, too
 
 TARGETS = {"instance", "job"}
 """Labels that Prometheus itself gives to what it asks."""
@@ -78,12 +82,15 @@ def grouped(node: Any) -> Iterator[tuple[set[str], Any]]:
 
 @pytest.fixture(scope="module")
 def labels() -> dict[str, set[str]]:
-    """The labels of every counter and histogram of :class:`Happened`, before anything has happened."""
+    """The labels of every counter and histogram, before anything has happened."""
     found: dict[str, set[str]] = {}
-    for collector in Happened().registry._collector_to_names:
+    makers = [*Happened().registry._collector_to_names, *numbers.registry._collector_to_names]
+    for collector in makers:
+        if not hasattr(collector, "_labelnames"):  # of the process
+            continue
         names = set(collector._labelnames)
         name = collector._name
-        for suffix in ("_total", "_bucket", "_sum", "_count"):
+        for suffix in ("", "_total", "_bucket", "_sum", "_count"):
             found[name + suffix] = names | ({"le"} if suffix == "_bucket" else set())
     return found
 

@@ -13,6 +13,18 @@ from click.testing import CliRunner
 from benchmarks import harness
 from forge.cli import cli
 
+WANTED = {
+    "accept": r"^WANTED = 0\.7$",
+    "pipeline": r"at_most=10,|at_least=0\.9",
+    "gap": r"^WANTED = \{200: 1\.0\}$",
+    "finish": r"^WANTED = 1\.5$",
+    "replay": r"^AT_LEAST = 0\.5$",
+    "assets": r"^FLAT, OF_THE_QUERY = 1\.5, 2\.0$",
+    "memory": r"^FLAT = ",
+    "start": r"^WANTED_SECONDS = 3\.0$",
+}
+"""What forge was asked to measure, and the limit that its module holds the figure to."""
+
 FOLDER = Path(harness.__file__).parent
 BY_HAND = {"peers"}
 """What needs something that is not installed here."""
@@ -27,6 +39,14 @@ def test_every_benchmark_is_in_the_list() -> None:
     }
     assert found - BY_HAND == set(there())
     assert set(there()) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_what_was_asked_for_is_measured_and_held_to_its_limit(name: str) -> None:
+    assert name in there()
+    source = (FOLDER / f"{name}.py").read_text()
+    assert re.search(WANTED[name], source, re.MULTILINE)
+    assert "figures" in source
 
 
 @pytest.mark.parametrize(("median", "met"), [(0.7, True), (0.69, False)])

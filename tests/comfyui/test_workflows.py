@@ -654,3 +654,9 @@ def _accept(name: str, workflow: Workflow) -> None:
 
 if __name__ == "__main__":
     rewrite_golden()
+
+
+def test_a_default_has_the_form_that_a_request_for_it_would_have(tmp_path: Path) -> None:
+    toml = SWATCH.replace('type = "integer"', 'type = "number"').replace("default = 0\n", "default = 7\n")
+    swatch = workflows.load(write(tmp_path, toml=toml))["swatch"]
+    assert repr(swatch.params["color"].default) == "7.0"

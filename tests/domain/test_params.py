@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge.domain.params import SAFE, Param, resolve, schema
+from forge.domain.params import SAFE, Param, resolve, schema, settled
 from forge.errors import Invalid
 
 ONE_OF_EACH = {
@@ -239,3 +239,23 @@ def test_schema() -> None:
 def test_every_example_of_the_schema_is_accepted() -> None:
     examples = {name: shape["examples"][0] for name, shape in schema(ONE_OF_EACH)["properties"].items()}
     assert set(resolve(ONE_OF_EACH, examples, entropy=1)) == set(ONE_OF_EACH)
+
+
+@pytest.mark.parametrize(
+    ("param", "default"),
+    [
+        (Param(type="number", default=7), 7.0),
+        (Param(type="prompt", default=" blurry (hands) "), "blurry \\(hands\\)"),
+        (Param(type="integer"), None),
+    ],
+)
+def test_a_settled_default_is_what_asking_for_it_gives(param: Param, default: object) -> None:
+    left_out = resolve({"it": settled("it", param)}, {}, entropy=1)
+    assert repr(left_out.get("it")) == repr(default)
+    if default is not None:
+        assert resolve({"it": param}, {"it": param.default}, entropy=1) == left_out
+
+
+def test_a_default_that_is_refused_cannot_be_settled() -> None:
+    with pytest.raises(Invalid, match="from 0 to 3"):
+        settled("it", Param(type="integer", minimum=0, maximum=3, default=4))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from forge.canonical import THUMBNAIL_WIDTHS
@@ -13,6 +16,22 @@ from forge.events.assets import AssetStored
 from forge.images import Workshop
 from waiting import wait_until
 from workers.works import Works, hold_before
+
+SMALL, WIDE = 64, 600
+
+
+@pytest.fixture(autouse=True)
+def size(works: Works) -> Callable[[int], None]:
+    """Sets how wide the pictures are, from now on."""
+
+    def width(pixels: int) -> None:
+        swatch = works.workflows["swatch"]
+        graph = copy.deepcopy(swatch.graph)
+        graph["1"]["inputs"]["width"] = pixels
+        works.workflows["swatch"] = msgspec.structs.replace(swatch, graph=graph)
+
+    width(WIDE)
+    return width
 
 
 async def stored(works: Works, job: UUID) -> AssetStored:
@@ -39,6 +58,19 @@ async def test_a_job_is_over_and_its_place_free_before_its_thumbnails_are_made(
     assert not any(there(works, picture) for picture in pictures)
     making.opened.set()
     await wait_until(lambda: all(there(works, picture) for picture in pictures), what="they are made")
+
+
+async def test_a_small_picture_waits_for_somebody_to_ask(works: Works, size: Callable[[int], None]) -> None:
+    await works.start_worker()
+    size(SMALL)
+    small = await works.submit(1)
+    await works.happened(small, "completed")
+    size(WIDE)
+    wide = await works.submit(2)
+    await works.happened(wide, "completed")
+    picture = await stored(works, wide)
+    await wait_until(lambda: there(works, picture), what="those of the later one are made")
+    assert not there(works, await stored(works, small))
 
 
 async def test_those_that_cannot_be_made_stop_neither_jobs_nor_the_next_ones(

@@ -41,7 +41,7 @@ def create_app(parts: Parts) -> Gate:
 
 
 def _app(parts: Parts) -> Litestar:
-    counters = metrics.Metrics(parts.live, parts.capacity)
+    counters = metrics.Metrics(parts)
     door = Door(parts.settings.api_keys, parts.live, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from litestar import Litestar
@@ -21,6 +21,9 @@ from forge.api.trail import Trail
 from forge.domain.rates import Buckets, Rate
 from forge.errors import AddressTooLong, ForgeError, HeadTooLarge, Limit, LimitReached, Malformed
 from forge.settings import Settings
+
+if TYPE_CHECKING:
+    from forge.api.metrics import Metrics
 
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
@@ -52,6 +55,12 @@ class Gate:
         burst = max(1, round(per_second * BURST_SECONDS))
         self._buckets = Buckets(Rate(per_second, burst)) if per_second else None
         self.connections: Counter[str] = Counter()
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the application counts."""
+        counters: Metrics = self._app.state.metrics
+        return counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = cast("dict[str, Any]", scope)
@@ -106,7 +115,7 @@ class Gate:
 
     async def _refuse(self, scope: dict[str, Any], send: Send, error: ForgeError) -> None:
         problem, headers = problems.problem_of(error)
-        self._app.state.metrics.refused(scope, problem.status, problem.code)
+        self.metrics.refused(scope, problem)
         prefix = "websocket.http" if scope["type"] == "websocket" else "http"
         told = {"content-type": problems.MEDIA_TYPE, "cache-control": "no-store"} | headers
         body = msgspec.json.encode(problem)

@@ -5,11 +5,14 @@ name                                    kind       labels
 ======================================  =========  ==========================================
 ``forge_http_requests_total``           counter    ``method``, ``path`` (template), ``status``
 ``forge_http_request_duration_seconds``  histogram  ``method``, ``path``
-``forge_http_refusals_total``           counter    ``code`` of the problem
+``forge_http_refusals_total``           counter    ``code`` of the problem; ``limit``, where one is reached
 ``forge_jobs_pending``                  gauge
 ``forge_jobs_running``                  gauge
 ``forge_queue_oldest_seconds``          gauge
+``forge_queue_limit``                   gauge
 ``forge_sockets``                       gauge
+``forge_sockets_limit``                 gauge
+``forge_sockets_ended_total``           counter    ``code`` of the close frame, of those that forge ended
 ``forge_log_head``                      gauge      last sequence this process has read
 ``forge_projection_lag``                gauge      events the tables are behind, as last heard
 ``forge_archive_lag``                   gauge      events the second copy of the log is behind
@@ -25,13 +28,14 @@ name                                    kind       labels
 ``forge_backend_queue``                 gauge      ``rank``; prompts that run or wait there, as it counts them
 ======================================  =========  ==========================================
 
-What happened, by the log, is counted in :mod:`forge.api.happened`.
+What happened, by the log, is counted in :mod:`forge.api.happened`; what every process counts in
+:mod:`forge.telemetry.numbers`, workers beside it in :mod:`forge.workers.numbers`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -42,10 +46,13 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from forge import archive
 from forge.api.live import Live
+from forge.api.parts import Parts
+from forge.api.problems import Problem
 from forge.database import Pool
 from forge.domain.disk import Disk, rank
 from forge.domain.jobs import Status
@@ -53,6 +60,8 @@ from forge.errors import ForgeError
 from forge.projections import usage
 from forge.projections.reading import snapshot
 from forge.resources import Capacity
+from forge.settings import Settings
+from forge.telemetry import numbers
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _UNMATCHED = "unmatched"
@@ -65,9 +74,11 @@ class Metrics(ASGIMiddleware):
 
     scopes = (ScopeType.HTTP,)
 
-    def __init__(self, live: Live, capacity: Capacity) -> None:
+    def __init__(self, parts: Parts) -> None:
+        live, capacity, self._pool = parts.live, parts.capacity, parts.pool
         self.registry = CollectorRegistry()
-        self.registry.register(_Now(live))
+        self.registry.register(numbers.registry)
+        self.registry.register(_Now(live, parts.settings))
         self.registry.register(_Backends(live))
         self.registry.register(live.happened.registry)
         self.resources = _Resources(capacity, live)
@@ -83,8 +94,13 @@ class Metrics(ASGIMiddleware):
             registry=self.registry,
         )
         self._refusals = Counter(
-            "forge_http_refusals", "Answers that were problems.", ("code",), registry=self.registry
+            "forge_http_refusals", "Answers that were problems.", ("code", "limit"), registry=self.registry
         )
+
+    async def now(self) -> Iterable[Metric]:
+        """Every number of this process."""
+        await self.resources.look(self._pool)
+        return self.registry.collect()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         began, given = time.perf_counter(), cast("dict[str, Any]", scope)
@@ -98,18 +114,18 @@ class Metrics(ASGIMiddleware):
 
         await next_app(scope, receive, counted)
 
-    def refused(self, scope: dict[str, Any], status: int, code: str) -> None:
+    def refused(self, scope: dict[str, Any], problem: Problem) -> None:
         """Take note of a problem; unrouted requests pass no middleware and are counted here."""
-        self._refusals.labels(code).inc()
+        self._refusals.labels(problem.code, problem.limit.name if problem.limit else "").inc()
         if "path_template" not in scope:
-            self._requests.labels("-", _UNMATCHED, status).inc()
+            self._requests.labels("-", _UNMATCHED, problem.status).inc()
 
 
 class _Now(Collector):
     """What is so at the moment of asking."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, live: Live, settings: Settings) -> None:
+        self._live, self._settings = live, settings
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         live, line = self._live, self._live.admissions.line
@@ -119,7 +135,9 @@ class _Now(Collector):
             ("forge_jobs_pending", "Jobs that wait.", len(waiting)),
             ("forge_jobs_running", "Jobs that run.", len(line.jobs) - len(waiting)),
             ("forge_queue_oldest_seconds", "Age of the job that waits the longest.", oldest),
+            ("forge_queue_limit", "Jobs that may wait.", self._settings.queue_limit),
             ("forge_sockets", "Open event sockets.", len(live.listeners)),
+            ("forge_sockets_limit", "Event sockets that may be open.", self._settings.sockets),
             ("forge_log_head", "Last event this process has read.", live.head),
             (
                 "forge_projection_lag",
@@ -199,7 +217,6 @@ class _Resources(Collector):
 @get("/metrics", include_in_schema=False)
 async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The numbers of this process."""
-    state = request.app.state
-    await state.metrics.resources.look(state.parts.pool)
-    registry = state.metrics.registry
-    return Response(generate_latest(registry), media_type=_MEDIA_TYPE)
+    counters = request.app.state.metrics
+    await counters.resources.look(request.app.state.parts.pool)
+    return Response(generate_latest(counters.registry), media_type=_MEDIA_TYPE)

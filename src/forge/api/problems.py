@@ -139,7 +139,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Proble
     problem, headers = problem_of(error)
     if problem.status == 500:
         log.error("a request failed", exc_info=error, extra={"path": request.scope["path"]})
-    request.scope["litestar_app"].state.metrics.refused(dict(request.scope), problem.status, problem.code)
+    request.scope["litestar_app"].state.metrics.refused(dict(request.scope), problem)
     return Response(
         problem,
         status_code=problem.status,

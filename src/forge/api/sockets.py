@@ -42,6 +42,7 @@ from forge.api.problems import documented
 from forge.api.seats import AllTaken, Seats
 from forge.domain.rates import Rate, take
 from forge.errors import Forbidden, ForgeError, LimitReached, Unauthenticated, Unavailable
+from forge.telemetry.numbers import counter
 
 PROTOCOL = "forge.v1"
 MARK_SECONDS = 10.0
@@ -54,6 +55,8 @@ UNAUTHENTICATED, FORBIDDEN, TOO_SLOW, TOO_MANY = 4401, 4403, 4408, 4429
 GOING, TRY_LATER, MALFORMED, TOO_BIG = 1012, 1013, 1008, 1009
 
 _TICKET = "ticket."
+
+_ended = counter("forge_sockets_ended", "Event sockets that forge ended.", "code")
 
 Topic = Literal["jobs", "assets", "progress"]
 _ALL_TOPICS = frozenset(Topic.__args__)  # type: ignore[attr-defined]
@@ -160,6 +163,7 @@ def _after(socket: Socket, live: Live) -> int:
 
 
 async def _say_goodbye(socket: Socket, leave: _Leave) -> None:
+    _ended.labels(leave.code).inc()
     bye = {"t": "bye", "code": leave.code, "retry_after_ms": leave.retry_after_ms}
     try:
         async with asyncio.timeout(1.0):

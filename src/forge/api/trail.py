@@ -6,8 +6,8 @@ A client may bring both: ``X-Request-Id`` (letters, digits and ``._:-``, up to 6
 from __future__ import annotations
 
 import re
+from random import getrandbits
 from typing import Any, cast
-from uuid import uuid4
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,11 +27,11 @@ class Trail:
         given = cast("dict[str, Any]", scope)
         headers = dict(given["headers"])
         named = headers.get(b"x-request-id", b"")
-        id_ = named if _FORM.fullmatch(named) else uuid4().hex.encode()
+        id_ = named if _FORM.fullmatch(named) else b"%032x" % getrandbits(128)  # it opens nothing
         about(correlation=id_.decode())
-        parent = headers.get(b"traceparent", b"").decode("latin-1")
-        if given["type"] == "http" and (parent or collecting()) and given["path"] not in _UNTRACED:
-            await self._traced(given, receive, _naming(send, id_), parent)
+        parent = headers.get(b"traceparent")
+        if (parent or collecting()) and given["type"] == "http" and given["path"] not in _UNTRACED:
+            await self._traced(given, receive, _naming(send, id_), (parent or b"").decode("latin-1"))
         else:
             await self._app(scope, receive, _naming(send, id_))
 

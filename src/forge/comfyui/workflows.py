@@ -165,7 +165,7 @@ def _workflow(name: str, loaded: loader.Loaded) -> Workflow:
         description=definition.description,
         timeout_seconds=definition.timeout_seconds,
         outputs=definition.outputs,
-        params=definition.params,
+        params={param: domain.settled(param, each) for param, each in definition.params.items()},
         graph=loaded.graph,
         compose=definition.compose,
         labels=definition.labels,

@@ -133,7 +133,7 @@ def streams(facts: Facts) -> Verdicts:
     standings = seen(facts.standings)
     wrong = False
     for of in standings:
-        if of.info is None and not (of.path == EVENTS and _remembered(facts)):
+        if of.info is None and not (of.path == EVENTS and facts.damage):
             wrong = True
             yield failure(f"{of.path} is missing", "`forge setup` makes it")
         elif of.differs:
@@ -145,19 +145,21 @@ def streams(facts: Facts) -> Verdicts:
 
 
 def log(facts: Facts) -> Verdicts:
-    ends = seen(facts.ends)
-    state = _info(facts, EVENTS)["state"]
-    first, last, holes = state["first_seq"], state["last_seq"], state.get("num_deleted", 0)
-    wrong = list(ends.wrong)
-    if last and (first > 1 or holes):
-        wrong.append(f"of its {last} events {first - 1 + holes} are gone")
-    for what in wrong:
-        yield failure(
-            f"the log is damaged: {what}",
-            "stop forge and restore the log from its backup; do not delete or recreate the stream",
+    damage = seen(facts.damage)
+    if damage:
+        remedy = (
+            "stop forge, then docs/RUNBOOK.md, `the log is not whole`; `forge setup` refuses, and rightly"
         )
-    if not wrong:
-        yield ok(f"{last} events, whole at both ends")
+        yield failure(damage, remedy)
+        return
+    ends = seen(facts.ends)
+    for what in ends.unreadable:
+        yield failure(
+            f"{what}: nothing behind it reaches the tables",
+            "it needs a forge that can read it; where it came from outside, restore the log from before it",
+        )
+    if not ends.unreadable:
+        yield ok(f"{_info(facts, EVENTS)['state']['last_seq']} events, whole as far as Postgres remembers")
 
 
 # --------------------------------------------------------------------- tables
@@ -198,21 +200,14 @@ def tables(facts: Facts) -> Verdicts:
 
 def projections(facts: Facts) -> Verdicts:
     positions = seen(facts.positions)
-    ahead = {name: at for name, at in positions.items() if at.seq > at.head}
     stuck = {name: at for name, at in positions.items() if _stuck(at)}
-    for name, at in ahead.items():
-        yield failure(
-            f"the table {name} tells of event {at.seq}, and {at.stream} ends at {at.head}: "
-            "it has lost its end, or is another log",
-            "stop forge and restore the log from its backup; `forge setup` would begin an empty one",
-        )
     if stuck:
         behind = max(at.head - at.later for at in stuck.values())
         yield failure(
             f"{', '.join(stuck)}: {behind} events behind the log and not moving",
             "`forge worker --roles projector`; where one runs, its log names the event that stops it",
         )
-    if not ahead and not stuck:
+    else:
         lag = max((at.head - at.later for at in positions.values()), default=0)
         yield ok(f"{lag} events behind the log, and moving" if lag > 0 else "up to date with the log")
 
@@ -411,6 +406,8 @@ def _explained(name: str, facts: Facts) -> bool:
             )
         case "memory":
             return memory_rules.short(facts.memory, facts.settings.memory_shed_ratio)
+        case "log_whole":
+            return isinstance(facts.nats, Away) or isinstance(facts.postgres, Away) or facts.damage != ""
     return False
 
 
@@ -470,13 +467,6 @@ CHECKS: dict[str, Check] = {
         memory,
     )
 }
-
-
-def _remembered(facts: Facts) -> bool:
-    """Whether the tables know of events, so that the log cannot be a new one."""
-    return not isinstance(facts.positions, Away) and any(
-        at.seq for at in facts.positions.values() if at.stream == EVENTS
-    )
 
 
 def _stuck(at: Position) -> bool:

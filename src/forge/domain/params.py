@@ -52,7 +52,8 @@ def resolve(params: Mapping[str, Param], given: Mapping[str, object], *, entropy
     """Check what a client sent and fill in what it left out.
 
     Null counts as left out. A seed left out is drawn from `entropy`; any other param without a default stays
-    out of the result, and the graph keeps its own value there. Resolving a result again gives the same.
+    out of the result, and the graph keeps its own value there. Resolving a result again gives the same, where
+    the defaults are :func:`settled`.
 
     Raises:
         Invalid: names every field that is wrong as `params.NAME`.
@@ -70,6 +71,17 @@ def resolve(params: Mapping[str, Param], given: Mapping[str, object], *, entropy
     if errors:
         raise Invalid(errors)
     return resolved
+
+
+def settled(name: str, param: Param) -> Param:
+    """The param with its default in the one form that :func:`check` gives it, so that no request has to.
+
+    Raises:
+        Invalid: it does not accept its own default.
+    """
+    if param.default is None:
+        return param
+    return msgspec.structs.replace(param, default=check(name, param, param.default))
 
 
 def check(name: str, param: Param, value: object) -> Scalar:
@@ -134,7 +146,7 @@ def _value(name: str, param: Param, given: object, entropy: int) -> Scalar | Non
         raise _wrong(name, "is required")
     if param.type == "seed":
         return _drawn(name, param, entropy)
-    return None if param.default is None else check(name, param, param.default)
+    return param.default
 
 
 def _drawn(name: str, param: Param, entropy: int) -> int:

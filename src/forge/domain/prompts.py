@@ -135,6 +135,8 @@ def _suspicious(text: str, embeddings: frozenset[str], allow_weights: bool) -> I
 
 def _without_listed(text: str, embeddings: frozenset[str], allow_weights: bool) -> str:
     """The text without the `embedding:` words that are allowed, cut exactly where ComfyUI cuts them."""
+    if not embeddings or "embedding:" not in text:
+        return text
     end = r",*(?:[ \n]|\Z)" + (r"|(?::[0-9.]+)?\)" if allow_weights else "")
     word = re.compile(rf"embedding:([^\s,():\\]+)(?={end})")
     return word.sub(lambda found: "\n" if found[1] in embeddings else found[0], text)
@@ -149,7 +151,7 @@ def _folded(text: str) -> str:
 
 
 def _longest_combining_run(text: str) -> int:
-    if not any(unicodedata.category(char).startswith("M") for char in set(text)):
+    if text.isascii() or not any(unicodedata.category(char).startswith("M") for char in set(text)):
         return 0
     longest = run = 0
     for char in text:

@@ -8,7 +8,7 @@ trace that a client began is only handed on.
 from __future__ import annotations
 
 from forge.telemetry.lines import about, correlation
-from forge.telemetry.otlp import start
+from forge.telemetry.otlp import exporting, start
 from forge.telemetry.tracing import (
     CLIENT,
     CONSUMER,
@@ -31,6 +31,7 @@ __all__ = [
     "afterwards",
     "collecting",
     "correlation",
+    "exporting",
     "failed",
     "part",
     "span",

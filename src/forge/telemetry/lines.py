@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -14,7 +15,12 @@ from typing import Any
 
 from opentelemetry import trace
 
+from forge.telemetry import numbers
+
 _concerns: ContextVar[Mapping[str, str]] = ContextVar("forge_concerns", default=MappingProxyType({}))
+
+_SECRET = re.compile(r"://[^/@\s\"\\]+@")
+"""Who and with which password, in an address: a server's error may quote the one it was reached at."""
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -33,12 +39,18 @@ def write(role: str) -> logging.Handler:
     """From now on log as JSON lines on stderr, through the handler that is returned."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
+    handler.addFilter(_counted)
     logging.basicConfig(
         level=os.environ.get("FORGE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True
     )
     for noisy in ("httpx", "httpcore", "apscheduler", "websockets", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return handler
+
+
+def _counted(record: logging.LogRecord) -> bool:
+    numbers.lines.labels(record.levelname.lower()).inc()
+    return True
 
 
 class JsonLines(logging.Formatter):
@@ -64,4 +76,4 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _SECRET.sub("://…@", json.dumps(line, default=str, ensure_ascii=False))

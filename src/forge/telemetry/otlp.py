@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from forge.telemetry import lines, tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
+    from prometheus_client.metrics_core import Metric as Family
 
 log = logging.getLogger("forge.telemetry")
 
@@ -81,6 +85,49 @@ def _trace(about: Resource) -> None:
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     tracing.collect(provider)
     atexit.register(bounded, provider.shutdown)
+
+
+@asynccontextmanager
+async def exporting(role: str, collect: Callable[[], Awaitable[Iterable[Family]]]) -> AsyncIterator[None]:
+    """Export numbers meanwhile, every ``OTEL_METRIC_EXPORT_INTERVAL`` ms, where a collector is named."""
+    if not wanted("METRICS"):
+        yield
+        return
+    exporting = asyncio.create_task(_export(role, collect), name="export of numbers")
+    try:
+        yield
+    finally:
+        exporting.cancel()
+        await asyncio.gather(exporting, return_exceptions=True)
+
+
+async def _export(role: str, collect: Callable[[], Awaitable[Iterable[Family]]]) -> None:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+    from forge.telemetry.export import data
+
+    exporter, about, began = OTLPMetricExporter(), resource(role), time.time_ns()
+    pause = _interval(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", ""))
+
+    async def once() -> None:
+        now = data(await collect(), about, began)
+        await asyncio.to_thread(bounded, partial(exporter.export, now))
+
+    try:
+        while True:
+            await asyncio.sleep(pause)
+            with suppress(Exception):  # the exporter logs what goes wrong with it
+                await once()
+    finally:
+        await once()
+
+
+def _interval(milliseconds: str) -> float:
+    try:
+        return max(0.1, float(milliseconds or 60_000) / 1000)
+    except ValueError:
+        log.error("OTEL_METRIC_EXPORT_INTERVAL is no number of milliseconds", extra={"is": milliseconds})
+        return 60.0
 
 
 def bounded(flush: Callable[[], object]) -> None:

@@ -15,6 +15,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from forge.telemetry import numbers
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Attributes = Mapping[str, str | int]
@@ -81,15 +83,19 @@ def failed(current: Span, why: str) -> None:
 def part(
     name: str, *, kind: SpanKind = SpanKind.INTERNAL
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Make each call of a coroutine function a span of the trace it is called in; alone it is none."""
+    """Time each call of a coroutine function; within a trace it is a span as well, alone it begins none."""
+    seconds = numbers.parts.labels(name)
 
     def wrap(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         @functools.wraps(call)
         async def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-            if not _Collected.anywhere or not trace.get_current_span().get_span_context().is_valid:
-                return await call(*args, **kwargs)
-            with _span(name, "", None, kind):
-                return await call(*args, **kwargs)
+            began = time.perf_counter()
+            traced = _Collected.anywhere and trace.get_current_span().get_span_context().is_valid
+            try:
+                with _span(name, "", None, kind) if traced else _NONE:
+                    return await call(*args, **kwargs)
+            finally:
+                seconds.observe(time.perf_counter() - began)
 
         return inside
 

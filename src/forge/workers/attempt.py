@@ -200,7 +200,7 @@ class Attempt:
         comfy = studio.backends.named(job.backend)
         if comfy is None:
             raise PromptLost(f"{job.backend} is no longer a backend of this forge")
-        log.info("adopted", extra={"job": str(job.id), "attempt": job.attempt, "backend": job.backend})
+        log.info("adopted", extra={"backend": job.backend})
         return comfy
 
     async def _wait(self, comfy: Comfy) -> list[Output]:
@@ -229,8 +229,7 @@ class Attempt:
                 return await self._keep(outputs, comfy)
             except DiskFull as full:
                 capacity.refused()
-                fields = {"job": str(self.order.job_id), "attempt": self.order.attempt, "error": full.detail}
-                log.warning("no room for a picture: it waits at ComfyUI", extra=fields)
+                log.warning("no room for a picture: it waits at ComfyUI", extra={"error": full.detail})
             await capacity.opened()
 
     async def _keep(self, outputs: list[Output], comfy: Comfy) -> None:
@@ -300,8 +299,11 @@ class Attempt:
         if isinstance(error, ForgeError):
             code, message = error.code, error.detail[:500]
         else:
-            log.error("an attempt broke", exc_info=error, extra={"job": str(self.order.job_id)})
+            log.error("an attempt broke", exc_info=error)
             code, message = "internal", "something in forge broke; its log tells more"
+        log.warning(
+            "an attempt failed", extra={"code": code}
+        )  # the event has the rest, which may quote a prompt
         known = self.loaded.job.worker
         await self._reload()
         if not self._current() or self.loaded.job.worker != known:
@@ -358,7 +360,7 @@ class Attempt:
             try:
                 await asyncio.to_thread(folders.remove, self.order.job_id, self.order.attempt)
             except OSError as error:
-                log.warning("left at ComfyUI", extra={"job": str(self.order.job_id), "reason": str(error)})
+                log.warning("left at ComfyUI", extra={"reason": str(error)})
 
     def _comfy(self) -> Comfy | None:
         """The backend this order's attempt was meant for."""

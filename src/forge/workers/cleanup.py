@@ -24,6 +24,7 @@ from forge.events.system import DiskCrossed
 from forge.events.uploads import UploadExpired
 from forge.plans import Wish
 from forge.retention import Retention
+from forge.telemetry import about
 from forge.topology import CLEANUP, EVENTS
 from forge.uploads import Uploads
 from forge.workers import uploads
@@ -53,6 +54,8 @@ class Cleanup:
     async def handle(self, delivery: Delivery) -> Outcome:
         """Do what one event asks for; RELEASE when it cannot be known yet whether that is right."""
         record = await self.events.at(delivery.sequence)
+        if record is not None:
+            about(correlation=record.meta.correlation)
         match record.event if record else None:
             case AssetGivenUp() as gone:
                 assert record is not None

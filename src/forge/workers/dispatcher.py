@@ -30,6 +30,7 @@ from forge.follower import follow
 from forge.telemetry import PRODUCER, span, traceparent
 from forge.topology import ALL_ADMISSIONS, ALL_JOB_FACTS, DISPATCH, ORDER_DONE
 from forge.topology import order as order_subject
+from forge.workers import numbers
 from forge.workers.orders import Order, encode
 
 log = logging.getLogger("forge.dispatcher")
@@ -130,6 +131,8 @@ class Dispatcher:
                     await self._look()
                     looked = time.monotonic()
                 await self._fill()
+                numbers.places.set(self.places)
+                numbers.places_taken.set(self._taken())
             except (LogUnavailable, BrokerRefused) as error:
                 log.warning("dispatching is interrupted", extra={"error": str(error)})
             pause = _LOOK_SECONDS
@@ -183,6 +186,7 @@ class Dispatcher:
         if ack.error is not None:
             await self._look()
             return False
+        numbers.orders.inc()
         # an order that was given before and is gone counts as there until looking proves that it is missed
         self.orders[job.id] = ack.seq
         return True
@@ -202,6 +206,7 @@ class Dispatcher:
         for job in lost:
             since = self._missed[job.id]
             if now - since > _MISSING_SECONDS and len(self.orders) < self.places:
+                numbers.orders_lost.inc()
                 log.warning("an order is missing", extra={"job": str(job.id), "attempt": job.attempt})
                 await self._give(Choice(job, "its order was lost"), f"{job.id}-{job.attempt}-again-{now:.3f}")
 

@@ -19,6 +19,7 @@ from forge.topology import ALL_CANCELLATIONS, DISPATCH, EVENTS, GENERATION, plac
 from forge.workers import abandoned, standing
 from forge.workers.attempt import Attempt, Studio
 from forge.workers.loop import Delivery, Outcome, consume
+from forge.workers.numbers import in_hand
 from forge.workers.orders import decode
 
 log = logging.getLogger("forge.generation")
@@ -87,7 +88,7 @@ class Generation:
             log.error("thrown out: not an order", extra={"subject": delivery.subject, "error": str(error)})
             return Outcome.DONE
         about(job=str(order.job_id), attempt=str(order.attempt))
-        with self.cancellations.watch(order.job_id) as cancelled:
+        with in_hand.track_inprogress(), self.cancellations.watch(order.job_id) as cancelled:
             try:
                 loaded = await self.studio.jobs.load(
                     order.user_id, order.job_id, order.submitted_seq, order.admitted_seq

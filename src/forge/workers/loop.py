@@ -22,6 +22,7 @@ from nats.js.errors import Error as JetStreamError
 
 from forge.broker import heed_cancellation
 from forge.errors import ForgeError, LogUnavailable
+from forge.workers.numbers import deliveries
 
 log = logging.getLogger("forge.loop")
 
@@ -48,6 +49,7 @@ class Delivery:
         self.data, self.subject = message.data, message.subject
         self.sequence = message.metadata.sequence.stream
         self.at = message.metadata.timestamp  # when the server took it in, by its clock
+        self.consumer = message.metadata.consumer
         self._nc, self._reply = nc, message.reply
         self._confirmed = time.monotonic()
 
@@ -72,6 +74,7 @@ class Delivery:
 
     async def settle(self, outcome: Outcome) -> None:
         """Tell the server what became of it; a lost answer only means that it is delivered again."""
+        deliveries.labels(self.consumer, outcome.name.lower()).inc()
         if outcome is Outcome.LEAVE:
             return
         with suppress(LogUnavailable):
@@ -145,6 +148,7 @@ async def _handle(delivery: Delivery, handler: Handler) -> None:
             await delivery.settle(handling.result())
         else:
             # whoever has the lease now finds what this worker left; results of ours would be refused
+            deliveries.labels(delivery.consumer, "lost").inc()
             log.warning("lease lost", extra={"subject": delivery.subject})
     except asyncio.CancelledError:
         # stopping: whoever comes next adopts what runs, at once and not only when the lease ends

@@ -33,6 +33,7 @@ from forge.projections.usage import usage
 from forge.replaying import LONG, due, rebuild
 from forge.telemetry import afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
+from forge.workers import numbers
 
 log = logging.getLogger("forge.projector")
 
@@ -78,6 +79,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
                 work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, present))
                 await _first_of(*work)
         except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
+            numbers.interruptions.labels(stream).inc()
             log.warning("projecting is interrupted", extra={"stream": stream, "reason": str(error)})
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -171,6 +173,7 @@ async def _advance(
             if batch.records:
                 began, since = now(), time.time()
                 positions = await advance(connection, projections, batch.records, positions)
+                numbers.projected(stream, batch.records, since, time.time())
                 if collecting():
                     _tell(batch.records, since)
                 await nc.publish(

@@ -1,7 +1,7 @@
 """Thumbnails of what was just stored, made when its job is concluded: nobody waits for them.
 
-They hold no place and are promised nowhere. Those that a worker did not come to, because it ended or had too
-many to make, the API makes when somebody asks for them.
+They hold no place and are promised nowhere. Those that a worker did not make, because it ended, had too many
+to make or thought them too small, the API makes when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Thumbnails:
         self._wanted: asyncio.Queue[AssetStored] = asyncio.Queue(MOST)
 
     def want(self, picture: AssetStored) -> None:
-        """Have them made soon, unless too many wait."""
-        if not self._wanted.full():
+        """Have them made soon, unless too many wait or it is so small that whoever asks will hardly wait."""
+        small = max(picture.width, picture.height) <= min(THUMBNAIL_WIDTHS)
+        if not small and not self._wanted.full():
             self._wanted.put_nowait(picture)
 
     async def run(self) -> None:
