@@ -32,6 +32,7 @@ FAULTS = (
 
 
 @pytest.mark.timeout(180 * max(1, SCALE))
+@pytest.mark.fault("K1", "K2", "K3", "K4", "K5", "K6", "K7", "H1", "H2", "H3", "H4", "H5")
 async def test_whatever_happens_every_request_ends_once(root: Path) -> None:
     dice = random.Random(SEED)
     say(f"FORGE_TEST_SEED={SEED}")

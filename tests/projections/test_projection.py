@@ -249,6 +249,7 @@ async def test_emptied_tables_are_not_begun_in_the_middle(pool: Pool, log: Log) 
         assert await connection.fetchval("select count(*) from generation_queue") == 0
 
 
+@pytest.mark.fault("C1")
 async def test_an_older_code_never_moves_a_newer_checkpoint(pool: Pool, log: Log) -> None:
     newer: Any = Projection("queue", version=2, tables=queue.tables)
     newer.handlers = queue.handlers

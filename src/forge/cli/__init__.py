@@ -14,6 +14,7 @@ from forge.cli.completion import completion
 from forge.cli.doctor import doctor
 from forge.cli.jobs import jobs
 from forge.cli.keys import keys
+from forge.cli.log import log
 from forge.cli.replay import replay
 from forge.cli.settings import settings
 from forge.cli.sim import sim
@@ -50,5 +51,6 @@ for command in (
     *(demo, dev, setup, api, worker, sim),
     *(doctor, jobs, assets, keys, settings, cleanup, replay),
     *(at, whatif, bench, completion),
+    log,
 ):
     cli.add_command(command)

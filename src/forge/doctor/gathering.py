@@ -34,6 +34,7 @@ from forge.comfyui.patience import Patience
 from forge.comfyui.protocol import Health
 from forge.comfyui.server import Server as Comfy
 from forge.comfyui.workflows import load as load_workflows
+from forge.credentials import OPERATOR, login
 from forge.doctor.facts import (
     Answer,
     Applied,
@@ -200,7 +201,7 @@ async def _log_server(settings: Settings) -> Client:
             raise LogUnavailable(f"{settings.nats_url} is no NATS server")
     finally:
         probe.close()
-    return await connect(settings.nats_url, "doctor")
+    return await connect(settings.nats_url, "doctor", login(settings.nats_passwords_dir, OPERATOR))
 
 
 async def _of_stream(
