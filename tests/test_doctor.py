@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from forge.comfyui.protocol import Health
+from forge.comfyui.workflows import load as load_workflows
 from forge.database import migrations
 from forge.doctor import Finding, Level, examine
 from forge.doctor.checks import judge
@@ -50,7 +51,7 @@ def facts(**changed: Any) -> Facts:
         strange={},
         dev_url=None,
         tested_nats=(2, 15, 1),
-        job_types=("ui_icon",),
+        job_types=load_workflows(),
         nats=Server("nats://nats", (2, 15, 1)),
         standings=(
             Standing(EVENTS, (), {"state": STATE}),
@@ -72,6 +73,7 @@ def facts(**changed: Any) -> Facts:
         volume=AssetVolume(Path("/assets"), True, True, Disk(GB, 10 * GB, 9 * GB), 0),
         comfyui_dirs={},
         comfyui={"http://comfyui": Health(True, "0.27.0", 0)},
+        nodes={},
         api=Answer("http://api", True, {}),
         memory=(Bound("machine", 1, 4 * GB),),
     )

