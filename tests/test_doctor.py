@@ -124,7 +124,7 @@ def test_of_what_is_well_nothing_is_wrong() -> None:
             "unset FORGE_API_KEYS",
         ),
         ({"keys": ()}, "keys", "forge keys create"),
-        ({"comfyui_dirs": {Path("/c"): "no output"}}, "comfyui", "/c: no output"),
+        ({"comfyui_dirs": {"http://comfyui": (Path("/c"), "no output")}}, "comfyui", "/c: no output"),
         (
             {"keys": Away("keys: no answer within 4 s")},
             "keys",
@@ -146,6 +146,9 @@ def test_a_fallback_that_draws_is_a_warning_and_none_is_a_failure() -> None:
         if f.check == "comfyui" and f.remedy
     }
     assert levels == {Level.WARNING}
+    nothing_yet = {"http://a": (Path("/shared"), "it has neither output nor input")}
+    both = facts(comfyui={"http://a": away, "http://b": there}, comfyui_dirs=nothing_yet)
+    assert "/shared" not in wrong(judge(both))["comfyui"]
     assert "no ComfyUI can be used" in wrong(judge(facts(comfyui={"http://a": away})))["comfyui"]
 
 

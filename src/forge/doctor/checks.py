@@ -325,9 +325,9 @@ def comfyui(facts: Facts) -> Verdicts:
             yield failure(what, "start it, or name one that runs in FORGE_COMFYUI_URLS")
         else:
             yield warning(_away(url, health.detail), "start it; others draw meanwhile")
-    for directory, wrong in seen(facts.comfyui_dirs).items():
-        if wrong:
-            what = f"{directory}: {wrong}, so what forge had drawn stays there"
+    for url, (directory, wrong) in seen(facts.comfyui_dirs).items():
+        if wrong and url not in away:  # one that never ran has nothing there
+            what = f"{directory}: {wrong}, so what {url} draws for forge stays there"
             yield warning(what, "mount ComfyUI's directory there, writable, or set FORGE_COMFYUI_DIRS right")
 
 

@@ -113,7 +113,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was looked at. ``*_clock`` is how far a server's is ahead of this machine's, ``damage``
-    what the log's guard says; ``nodes``, by address of a ComfyUI, what it says of the node classes in use."""
+    what the log's guard says; ``nodes``, by address of a ComfyUI, what it says of the node classes in use;
+    ``comfyui_dirs``, its directory and what is wrong with that."""
 
     settings: Settings
     invalid: tuple[str, ...]
@@ -135,7 +136,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     line: Line | Away
     postgres_clock: timedelta | Away
     volume: AssetVolume | Away
-    comfyui_dirs: dict[Path, str] | Away
+    comfyui_dirs: dict[str, tuple[Path, str]] | Away
     comfyui: dict[str, Health]
     nodes: dict[str, dict[str, dict[str, Any]] | Away]
     api: Answer | Away

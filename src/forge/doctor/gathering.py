@@ -384,9 +384,10 @@ def _volume(settings: Settings) -> AssetVolume:
     return AssetVolume(root, marker, writable, disk, temporary)
 
 
-def _directories(settings: Settings) -> dict[Path, str]:
-    """The directories that ComfyUI shares → what is wrong with one, empty if nothing."""
-    return {directory: _unfit(directory) for directory in settings.comfyui_dirs if directory is not None}
+def _directories(settings: Settings) -> dict[str, tuple[Path, str]]:
+    """ComfyUI's address → the directory that it shares, and what is wrong with it, empty if nothing."""
+    found = zip(settings.comfyui_urls, settings.comfyui_dirs, strict=False)
+    return {url: (place, _unfit(place)) for url, place in found if place is not None}
 
 
 def _unfit(directory: Path) -> str:
