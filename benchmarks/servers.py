@@ -56,11 +56,13 @@ def place(directory: Path | None) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="forge-bench-", dir=parent) as name:
         root = Path(name)
         root.chmod(0o755)
-        nats, postgres = EmbeddedNats(root / "nats"), EmbeddedPostgres(root / "postgres")
+        nats = EmbeddedNats(root / "nats", anybody=True)
+        postgres = EmbeddedPostgres(root / "postgres")
         try:
             environ = {
                 **os.environ,
                 "FORGE_NATS_URL": nats.start(),
+                "FORGE_NATS_PASSWORDS_DIR": str(nats.passwords_dir),
                 "FORGE_POSTGRES_DSN": postgres.start(),
                 "FORGE_DATA_DIR": str(root / "data"),
                 "FORGE_WORKFLOWS_DIR": str(job_type(root / "workflows")),

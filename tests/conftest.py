@@ -72,9 +72,12 @@ async def empty_database_dsn(postgres_server: EmbeddedPostgres) -> AsyncIterator
 
 @pytest.fixture
 def nats_server(open_directory: Path) -> Iterator[EmbeddedNats]:
-    """A nats-server of the test's own, empty, really configured; `kill()` and `start()` it at will."""
+    """A nats-server of the test's own, empty, really configured; `kill()` and `start()` it at will.
+
+    Who says no name there may do everything.
+    """
     state = open_directory / f"nats-{next(_numbers)}"
-    server = EmbeddedNats(state)
+    server = EmbeddedNats(state, anybody=True)
     server.start()
     yield server
     server.stop()

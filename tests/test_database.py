@@ -95,6 +95,7 @@ async def test_a_file_that_was_changed_is_refused_by_its_name(folder: Path, empt
     assert len(await rows(empty_database_dsn, APPLIED)) == 2
 
 
+@pytest.mark.fault("C1")
 async def test_a_database_that_is_newer_is_left_alone(folder: Path, empty_database_dsn: str) -> None:
     await migrate(empty_database_dsn, folder)
     (folder / "0002_names.sql").unlink()
@@ -178,6 +179,13 @@ async def test_what_trying_again_can_heal_has_that_name(database_dsn: str, state
         with pytest.raises(DatabaseUnavailable):
             async with answering():
                 await pool.execute(statement)
+
+
+async def test_a_connection_that_lost_its_place_is_no_answer() -> None:
+    """Seen when connections were reset while Postgres was killed: requests ended with 500."""
+    with pytest.raises(DatabaseUnavailable):
+        async with answering():
+            raise asyncpg.InternalClientError("cannot switch to state 15; another operation is in progress")
 
 
 async def test_a_slow_answer_is_no_answer(database_dsn: str) -> None:

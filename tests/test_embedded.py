@@ -36,7 +36,7 @@ from forge.embedded import EmbeddedNats, EmbeddedPostgres
 place, user = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 if user != os.geteuid():
     os.setgroups([]), os.setgid(user), os.setuid(user)
-nats, postgres = EmbeddedNats(place / "nats"), EmbeddedPostgres(place / "postgres")
+nats, postgres = EmbeddedNats(place / "nats", anybody=True), EmbeddedPostgres(place / "postgres")
 print(nats.start(), nats.process.pid, postgres.start(), postgres.process.pid, flush=True)
 signal.pause()
 """
@@ -100,7 +100,7 @@ async def test_postgres_keeps_rows_over_a_restart(place: Path, started: Callable
 async def test_nats_keeps_messages_and_its_port_over_a_crash(
     place: Path, started: Callable[[Server], Server]
 ) -> None:
-    server = EmbeddedNats(place)
+    server = EmbeddedNats(place, anybody=True)
     started(server)
     url = server.url
     assert await publish(url, b"first") == 1
@@ -131,7 +131,7 @@ def test_the_second_owner_of_a_directory_is_refused(
 
 async def test_two_of_each_run_side_by_side(place: Path, started: Callable[[Server], Server]) -> None:
     first, second = EmbeddedPostgres(place / "a" / "postgres"), EmbeddedPostgres(place / "b" / "postgres")
-    one, other = EmbeddedNats(place / "a" / "nats"), EmbeddedNats(place / "b" / "nats")
+    one, other = (EmbeddedNats(place / name / "nats", anybody=True) for name in "ab")
     for server in (first, second, one, other):
         started(server)
     await write(first.dsn(), 1)
@@ -172,7 +172,7 @@ async def test_a_start_clears_the_orphans_of_a_killed_owner(
     owner.kill()
     owner.wait()
     assert all(alive(pid) for pid in pids)
-    log, postgres = EmbeddedNats(place / "nats"), EmbeddedPostgres(place / "postgres")
+    log, postgres = EmbeddedNats(place / "nats", anybody=True), EmbeddedPostgres(place / "postgres")
     for server, orphan in ((log, pids[0]), (postgres, pids[1])):
         awakening = threading.Timer(
             0.5, os.kill, (orphan, signal.SIGCONT)

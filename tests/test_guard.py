@@ -84,6 +84,7 @@ async def test_a_full_log_fits_an_empty_database_and_tables_that_are_behind(
     await guard.check(events, connection)
 
 
+@pytest.mark.fault("D7")
 async def test_an_empty_log_does_not_fit_a_full_database(
     nats_client: Client, events: EventStore, connection: Connection
 ) -> None:
@@ -94,6 +95,7 @@ async def test_an_empty_log_does_not_fit_a_full_database(
     )
 
 
+@pytest.mark.fault("D7")
 async def test_a_shorter_log_is_told_from_another_one(
     nats_client: Client, events: EventStore, connection: Connection
 ) -> None:
@@ -115,6 +117,7 @@ async def test_a_shorter_log_is_told_from_another_one(
     ],
     ids=["cut", "last", "first"],
 )
+@pytest.mark.fault("D7")
 async def test_a_damaged_block_is_noticed_without_any_memory_of_it(
     nats_server: EmbeddedNats, events: EventStore, harm: Callable[[EmbeddedNats], None], said: str
 ) -> None:

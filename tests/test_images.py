@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from forge import images
 from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Picture, Workshop
+from forge.telemetry import numbers
 from pictures import PROFILE, bomb, chunk, encoded, exif, hostile, noise, png, profile, with_text
 from processes import alive
 from volumes import small_volume
@@ -87,6 +88,7 @@ async def test_thumbnails_are_webp_in_two_widths(workshop: Workshop, folder: Pat
 
 
 @pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.fault("X1")
 async def test_what_is_not_a_sound_picture_is_refused_and_leaves_nothing(
     workshop: Workshop, folder: Path, what: str
 ) -> None:
@@ -324,6 +326,10 @@ async def test_a_child_killed_at_work_is_replaced_and_the_picture_tried_again(
     assert workshop.pids != [victim]
 
 
+def died() -> float:
+    return numbers.registry.get_sample_value("forge_decoder_deaths_total") or 0.0
+
+
 async def test_a_picture_that_ends_two_children_is_refused(workshop: Workshop, folder: Path) -> None:
     def holder() -> int:
         """The child that holds the picture, once it does."""
@@ -334,6 +340,7 @@ async def test_a_picture_that_ends_two_children_is_refused(workshop: Workshop, f
                     return pid
         return 0
 
+    died_before = died()
     work = asyncio.ensure_future(developed(workshop, encoded(Image.new("L", (7900, 8000))), folder))
     first = await wait_until(holder, interval=0.001)
     os.kill(first, signal.SIGKILL)
@@ -341,6 +348,7 @@ async def test_a_picture_that_ends_two_children_is_refused(workshop: Workshop, f
     os.kill(second, signal.SIGKILL)
     with pytest.raises(PictureRefused, match="twice"):
         await work
+    assert died() == died_before + 2
     assert content(folder) == []
     assert await developed(workshop, encoded(noise()), folder)
 

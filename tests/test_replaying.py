@@ -353,6 +353,7 @@ async def test_rows_of_an_older_version_are_rebuilt_beside_the_others(
 
 
 @pytest.mark.parametrize("long", [False, True])
+@pytest.mark.fault("D9")
 async def test_an_emptied_database_is_filled_again(
     nats_server: EmbeddedNats, nats_client: Client, pool: Pool, monkeypatch: pytest.MonkeyPatch, long: bool
 ) -> None:

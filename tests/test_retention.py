@@ -85,6 +85,7 @@ async def test_use_extends_a_life_only_when_it_is_set_so(home: House) -> None:
 
 
 @pytest.mark.parametrize("days", [-8, 8])
+@pytest.mark.fault("T1")
 async def test_a_wrong_clock_deletes_nothing(home: House, days: int) -> None:
     await home.asset(b"due", expires=ago(1))
     await home.asset(b"in seven days", expires=ago(-7 * 24))
@@ -258,6 +259,7 @@ async def test_a_file_whose_asset_went_a_moment_ago_is_the_cleanup_roles(home: H
     assert orphan.content_hash == asset.content_hash
 
 
+@pytest.mark.fault("D9")
 async def test_an_empty_table_deletes_nothing(home: House) -> None:
     await home.file(b"orphan")
     assert await home.retention().sweep(ORPHANED, actor="scheduler") == {}
@@ -274,6 +276,7 @@ async def test_a_table_that_lacks_rows_deletes_nothing(home: House) -> None:
     assert len(home.files()) == 6
 
 
+@pytest.mark.fault("D8")
 async def test_a_lost_mount_deletes_nothing(home: House) -> None:
     await many(home, 3)
     (home.store.root / MARKER).unlink()
@@ -285,6 +288,7 @@ async def test_a_lost_mount_deletes_nothing(home: House) -> None:
     assert await home.facts(AssetLost) == []
 
 
+@pytest.mark.fault("D6")
 async def test_a_row_without_its_file_is_said_and_given_up(home: House) -> None:
     lost = await home.asset(b"lost", session_id="s", session_bytes=4)
     kept = await home.asset(b"kept")
@@ -305,6 +309,7 @@ async def test_a_row_without_its_file_is_said_and_given_up(home: House) -> None:
 
 
 @pytest.mark.parametrize("harm", ["shorter", "flipped", "link"])
+@pytest.mark.fault("D6")
 async def test_a_damaged_file_is_found_said_and_given_up(home: House, harm: str) -> None:
     asset = await home.asset(b"a picture of a crane")
     path = home.path(asset.content_hash)

@@ -181,6 +181,7 @@ async def test_a_picture_kept_again_after_it_was_chosen_for_removal_stays(
     assert temporary(store) == []
 
 
+@pytest.mark.fault("G1")
 async def test_keeping_wins_every_race_against_a_removal(store: Store, tmp_path: Path) -> None:
     final = store.path(picture(tmp_path / "a").content_hash, "png")
     for n in range(100):
@@ -195,6 +196,7 @@ async def test_keeping_wins_every_race_against_a_removal(store: Store, tmp_path:
 # A lost mount ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D8")
 async def test_without_the_marker_nothing_is_listed_kept_swept_or_removed(
     store: Store, tmp_path: Path
 ) -> None:
@@ -215,6 +217,7 @@ async def test_without_the_marker_nothing_is_listed_kept_swept_or_removed(
     assert kept.exists()
 
 
+@pytest.mark.fault("D8")
 def test_an_empty_folder_is_a_lost_mount_once_there_are_assets(tmp_path: Path) -> None:
     with pytest.raises(StoreFailed, match="mounted"):
         Store(tmp_path).open(create=False)
@@ -400,6 +403,7 @@ def full_volume(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", volume], check=True)
 
 
+@pytest.mark.fault("D1")
 async def test_a_full_volume_is_said_and_leaves_nothing(full_volume: Path) -> None:
     store = Store(full_volume)
     store.open()
@@ -410,6 +414,7 @@ async def test_a_full_volume_is_said_and_leaves_nothing(full_volume: Path) -> No
         assert await store.receive(stream(b"small"), folder / "raw", max_bytes=100) == 5
 
 
+@pytest.mark.fault("D8")
 async def test_a_mount_lost_under_a_running_store_loses_nothing(full_volume: Path, tmp_path: Path) -> None:
     mounted, lost = Store(full_volume), Store(tmp_path / "empty")
     mounted.open()
@@ -465,6 +470,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="what is synced shows only in the system calls")
+@pytest.mark.fault("D4")
 def test_what_is_renamed_was_synced_and_its_folder_is_synced_after(store: Store, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(encoded(noise()))
     trace = tmp_path / "trace"
@@ -491,6 +497,7 @@ def test_what_is_renamed_was_synced_and_its_folder_is_synced_after(store: Store,
         )
 
 
+@pytest.mark.fault("D4")
 def test_a_kill_at_any_moment_leaves_whole_files_and_nothing_that_is_not_swept(store: Store) -> None:
     for kept in (1, 4, 9):
         with subprocess.Popen([sys.executable, "-c", KEEPER, store.root], stdout=subprocess.PIPE) as keeper:

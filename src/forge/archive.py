@@ -38,6 +38,20 @@ async def head(connection: Connection) -> Link:
     return Link(row["seq"], row["chain"]) if row else Link()
 
 
+async def at(connection: Connection, seq: int) -> Link:
+    """The place of an entry, 0 for before the first.
+
+    Raises:
+        ArchiveDamaged: there is no such entry.
+    """
+    if not seq:
+        return Link()
+    row = await connection.fetchrow("select seq, chain from forge_log.entry where seq = $1", seq)
+    if row is None:
+        raise ArchiveDamaged(seq, "it is missing")
+    return Link(row["seq"], row["chain"])
+
+
 async def add(connection: Connection, after: Link, entries: Sequence[Entry]) -> Link:
     """Add entries behind the end; the new end.
 

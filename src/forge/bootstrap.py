@@ -26,6 +26,7 @@ from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
 from forge.commands import Jobs
+from forge.credentials import API, CLEANUP, OPERATOR, PROJECTOR, USER_OF_ROLE, WORKER, login
 from forge.domain.dispatch import Line
 from forge.errors import DatabaseUnavailable, ForgeError
 from forge.eventstore import EventStore
@@ -46,6 +47,14 @@ log = logging.getLogger("forge")
 
 ROLES = ("generation", "dispatcher", "projector", "cleanup", "scheduler")
 
+NEEDS = {
+    API: (topology.EVENTS, topology.DISPATCH),
+    WORKER: (topology.EVENTS, topology.DISPATCH, topology.METRICS, topology.GENERATION_CONSUMER),
+    PROJECTOR: (topology.EVENTS, topology.METRICS),
+    CLEANUP: (topology.EVENTS, topology.CLEANUP_CONSUMER),
+}
+"""What has to be there for a user of NATS; none of them may make it."""
+
 DRAIN_SECONDS = 15.0
 """How long a worker that is told to stop may finish what it has in hand."""
 
@@ -60,7 +69,7 @@ async def setup(settings: Settings) -> list[str]:
         LogDamaged: there is a log, and it is not whole.
         LogUnavailable, DatabaseUnavailable: a server does not answer.
     """
-    nc = await connect(settings.nats_url, "setup")
+    nc = await connect(settings.nats_url, "setup", login(settings.nats_passwords_dir, OPERATOR))
     try:
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
         done = [f"{change.name}: {change.outcome}" for change in await topology.apply(nc)]
@@ -76,7 +85,7 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
     Raises:
         LogUnavailable: NATS does not answer.
     """
-    nc = await connect(settings.nats_url, "keys")
+    nc = await connect(settings.nats_url, "keys", login(settings.nats_passwords_dir, OPERATOR))
     try:
         yield Keys(EventStore(nc))
     finally:
@@ -91,7 +100,7 @@ async def replay(
 
     await _migrated(settings)
     async with AsyncExitStack() as stack:
-        nc = await connect(settings.nats_url, "replay")
+        nc = await connect(settings.nats_url, "replay", login(settings.nats_passwords_dir, OPERATOR))
         stack.push_async_callback(nc.close)
         pool = await stack.enter_async_context(
             database.opened(settings.postgres_dsn, most=3, command_timeout=600.0)
@@ -124,11 +133,14 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
         if settings.worker_port is not None:
             serving = status.serving(settings.host, settings.worker_port)
             fields["port"] = await stack.enter_async_context(serving)
-        nc = await _nats(stack, settings, "worker")
-        await guard.at_start(EventStore(nc), settings.postgres_dsn)
-        await topology.apply(nc)
-        endless, draining = await _roles(stack, nc, settings, roles, stop, status)
-        status.checks["log"] = EventStore(nc).head
+        users = sorted({USER_OF_ROLE[role] for role in roles})
+        connections = {user: await _nats(stack, settings, user) for user in users}
+        events = EventStore(connections[users[0]])
+        await guard.at_start(events, settings.postgres_dsn)
+        for user, nc in connections.items():
+            await topology.await_setup(nc, NEEDS[user])
+        endless, draining = await _roles(stack, connections, settings, roles, stop, status)
+        status.checks["log"] = events.head
         status.working = True
         log.info("working", extra=fields)
         await _run(endless, draining, stop)
@@ -140,18 +152,17 @@ async def _own_numbers() -> Iterable[Metric]:
 
 async def _roles(
     stack: AsyncExitStack,
-    nc: Client,
+    connections: dict[str, Client],
     settings: Settings,
     roles: frozenset[str],
     stop: asyncio.Event,
     status: Status,
 ) -> tuple[list[Coroutine[Any, Any, None]], list[Coroutine[Any, Any, None]]]:
     """The work of each role: what ends only by being cancelled, and what finishes after ``stop``."""
-    events = EventStore(nc)
     endless: list[Coroutine[Any, Any, None]] = []
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
-        store = await opened_store(settings, events)
+        store = await opened_store(settings, EventStore(next(iter(connections.values()))))
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
@@ -159,22 +170,25 @@ async def _roles(
     if "dispatcher" in roles:
         from forge.workers.dispatcher import Dispatcher
 
-        endless.append(Dispatcher(nc).run())
+        endless.append(Dispatcher(connections[WORKER]).run())
     if "projector" in roles:
         from forge.workers import archivist, projector
 
+        nc = connections[PROJECTOR]
         endless += [projector.run(nc, pool), archivist.run(nc, pool)]
     if "generation" in roles:
-        draining.append(await _generation(stack, nc, events, store, settings, stop))
+        draining.append(await _generation(stack, connections[WORKER], store, settings, stop))
     if "cleanup" in roles:
         from forge.workers.cleanup import Cleanup
 
-        retention = Retention(events, pool, store, settings)
+        retention = Retention(EventStore(connections[CLEANUP]), pool, store, settings)
         draining.append(Cleanup(retention, settings.cleanup_grace_seconds).run(stop))
     if "scheduler" in roles:
         from forge.workers.scheduler import Scheduler
 
-        scheduler = Scheduler(nc, pool, store, settings, Retention(events, pool, store, settings))
+        nc = connections[WORKER]
+        retention = Retention(EventStore(nc), pool, store, settings)
+        scheduler = Scheduler(nc, pool, store, settings, retention)
         draining.append(scheduler.run(stop))
     return endless, draining
 
@@ -182,7 +196,6 @@ async def _roles(
 async def _generation(
     stack: AsyncExitStack,
     nc: Client,
-    events: EventStore,
     store: Store,
     settings: Settings,
     stop: asyncio.Event,
@@ -199,6 +212,7 @@ async def _generation(
         cancel=settings.comfyui_cancel_seconds,
         quarantine=settings.comfyui_quarantine_seconds,
     )
+    events = EventStore(nc)
     workshop = await stack.enter_async_context(Workshop())
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
@@ -262,9 +276,9 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
 
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
-        nc = await _nats(stack, settings, "api")
+        nc = await _nats(stack, settings, API)
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
-        await topology.apply(nc)
+        await topology.await_setup(nc, NEEDS[API])
         try:
             await database.migrate(settings.postgres_dsn)
         except DatabaseUnavailable as error:  # requests are accepted without it
@@ -340,13 +354,15 @@ def _leaves(error: BaseException) -> Iterator[ForgeError]:
             yield from _leaves(inner)
 
 
-async def _nats(stack: AsyncExitStack, settings: Settings, role: str) -> Client:
+async def _nats(stack: AsyncExitStack, settings: Settings, user: str) -> Client:
+    """A connection as this user, whose end is the end of the process."""
+
     async def closed() -> None:
         if not leaving:
             os._exit(_EXIT_FAILED)  # a client never returns from CLOSED: the supervisor starts another
 
     leaving: list[bool] = []
-    nc = await connect(settings.nats_url, role, on_closed=closed)
+    nc = await connect(settings.nats_url, user, login(settings.nats_passwords_dir, user), on_closed=closed)
 
     async def leave() -> None:
         leaving.append(True)
@@ -389,6 +405,7 @@ def _stop_on_signals() -> asyncio.Event:
         if stop.is_set():
             os._exit(130)
         stop.set()
+        log.info("stopping when what is in hand is finished; told once more, at once")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told)

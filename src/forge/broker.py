@@ -12,16 +12,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from forge.errors import ForgeError, LogUnavailable
+from forge.credentials import Login
+from forge.errors import ForgeError, LogUnavailable, NotLetIn
 
 log = logging.getLogger("forge.broker")
 
 CONNECT_SECONDS = 10.0
+
+_NOT_LET_IN = "authorization violation"
+_NOT_PERMITTED = "permissions violation"
 
 
 class BrokerRefused(ForgeError):
@@ -58,15 +61,27 @@ class _Client(Client):
             return Client._parse_header_lines(raw)
 
 
-async def connect(url: str, role: str, *, on_closed: Callable[[], Awaitable[None]] | None = None) -> Client:
-    """A connection that heals itself; ``role`` names it and its inboxes.
+async def connect(
+    url: str, role: str, login: Login | None = None, *, on_closed: Callable[[], Awaitable[None]] | None = None
+) -> Client:
+    """A connection that heals itself; ``role`` names it, and its user, or without one the role, its inboxes.
 
     Raises:
         LogUnavailable: no server answered within ten seconds.
+        NotLetIn: the server does not take this user and password.
     """
+    who = f"user {login.user!r}" if login else "clients without a user"
+    connected = False
 
     async def on_error(error: Exception) -> None:
-        log.warning("nats error", extra={"role": role, "error": repr(error)})
+        # the only sign of a subject that the user may not use: nats-py raises nothing for it
+        level = logging.ERROR if _NOT_PERMITTED in str(error) else logging.WARNING
+        log.log(level, "nats error", extra={"role": role, "error": repr(error)})
+        if _NOT_LET_IN in str(error).lower() and not connected:
+            raise NotLetIn(  # which ends connecting; later it would end reconnecting for good
+                f"NATS at {url} does not let in {who}: FORGE_NATS_PASSWORDS_DIR names the directory with "
+                "the passwords that the server was given"
+            )
 
     async def closed() -> None:
         if on_closed is not None:
@@ -74,8 +89,8 @@ async def connect(url: str, role: str, *, on_closed: Callable[[], Awaitable[None
 
     options: dict[str, Any] = {
         "name": f"forge-{role}",
-        "inbox_prefix": f"_INBOX_{role}",
-        "error_cb": _safe(on_error),
+        "inbox_prefix": f"_INBOX_{login.user if login else role}",
+        "error_cb": on_error,
         "closed_cb": _safe(closed),
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.2,
@@ -84,12 +99,18 @@ async def connect(url: str, role: str, *, on_closed: Callable[[], Awaitable[None
         "connect_timeout": 3,
         "drain_timeout": 5,
     }
+    if login:
+        options |= {"user": login.user, "password": login.password}
+    nc = _Client()
     try:
-        nc = _Client()
         await asyncio.wait_for(nc.connect(url, **options), CONNECT_SECONDS)
-        return nc
+    except NotLetIn:
+        await nc.close()
+        raise
     except (TimeoutError, OSError, nats.errors.Error) as error:
         raise LogUnavailable(f"NATS at {url} does not answer: {error!r}") from error
+    connected = True
+    return nc
 
 
 async def request(nc: Client, subject: str, payload: Any = None, *, timeout: float = 5.0) -> bytes:

@@ -16,6 +16,7 @@ from rich.table import Table
 from forge import database
 from forge.bootstrap import opened_store
 from forge.broker import connect
+from forge.credentials import OPERATOR, login
 from forge.domain.ids import new_id
 from forge.domain.retention import DAMAGED, EXPIRED, LOST, OLD, ORPHANED, TEMPORARY
 from forge.events.cleanup import CleanupRequested
@@ -60,7 +61,7 @@ def clean(settings: Settings, asked: Asked, *, as_json: bool) -> int:
 
 async def _clean(settings: Settings, asked: Asked, voice: _Voice) -> int:
     async with AsyncExitStack() as stack:
-        nc = await connect(settings.nats_url, "cleanup")
+        nc = await connect(settings.nats_url, "cleanup", login(settings.nats_passwords_dir, OPERATOR))
         stack.push_async_callback(nc.close)
         events = EventStore(nc)
         store = await opened_store(settings, events)

@@ -37,6 +37,7 @@ _DOWN = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that broke in the middle of an exchange, and is used again
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -159,6 +160,21 @@ def migrations(folder: Path | None = None) -> list[Migration]:
     if [m.number for m in found] != list(range(1, len(found) + 1)):
         raise MigrationFailed(f"the numbers of {folder or 'migrations'} are not 1, 2, 3, … without gaps")
     return found
+
+
+async def applied(connection: Connection) -> dict[int, str]:
+    """Number and checksum of the migrations a database has; nothing is changed."""
+    if not await connection.fetchval("select to_regclass('forge_migration') is not null"):
+        return {}
+    return {r["number"]: r["checksum"] for r in await connection.fetch("select * from forge_migration")}
+
+
+async def trigrams(connection: Connection) -> bool:
+    """Whether the database has what searches for words go by."""
+    there: bool = await connection.fetchval(
+        "select exists (select from pg_extension where extname = 'pg_trgm')"
+    )
+    return there
 
 
 async def migrate(dsn: str, folder: Path | None = None) -> list[str]:

@@ -32,6 +32,7 @@ from forge.errors import ServerFailed
 from forge.settings import Settings, load
 
 READY_WITHIN = 60.0
+_PATIENCE = 600.0  # a nats-server tries each message of a damaged block again
 RENDER_MS = "200-800"
 """How long the simulator takes for a picture: short enough for patience, long enough to see progress."""
 
@@ -83,6 +84,31 @@ def serve(environ: Mapping[str, str], use: Use, report: Report) -> int:
         ForgeError: the system could not be started; everything that was started is stopped again.
     """
     return asyncio.run(_serve(environ, use, report))
+
+
+@contextmanager
+def servers(environ: Mapping[str, str]) -> Iterator[Settings]:
+    """NATS and Postgres of a data directory alone, for work on a system that does not run.
+
+    Raises:
+        ServerFailed: the directory is in use, or no data directory; or a server does not start.
+    """
+    settings = load(environ)
+    if not (settings.data_dir / "nats").exists():
+        raise ServerFailed(f"{settings.data_dir} is the data directory of no `forge dev`; name the servers")
+    with _sole_owner(settings.data_dir):
+        logs = settings.data_dir / "log"
+        nats = EmbeddedNats(settings.data_dir / "nats", log=logs / "nats.log")
+        postgres = EmbeddedPostgres(settings.data_dir / "postgres", log=logs / "postgres.log")
+        try:
+            dsn = postgres.start()
+            url = nats.start(_PATIENCE)
+            yield msgspec.structs.replace(
+                settings, nats_url=url, nats_passwords_dir=nats.passwords_dir, postgres_dsn=dsn
+            )
+        finally:
+            nats.stop()
+            postgres.stop()
 
 
 async def _serve(environ: Mapping[str, str], use: Use, report: Report) -> int:
@@ -173,7 +199,7 @@ async def _start(settings: Settings, environ: Mapping[str, str], children: Child
 async def _start_servers(settings: Settings, environ: Mapping[str, str], children: Children) -> Settings:
     """Start the servers that the environment does not name, all at once; the settings to reach them all."""
     data, logs = settings.data_dir, settings.data_dir / "log"
-    found: dict[str, str | tuple[str, ...] | tuple[Path, ...]] = {}
+    found: dict[str, str | Path | tuple[str, ...] | tuple[Path, ...]] = {}
     nats = None if environ.get("FORGE_NATS_URL") else EmbeddedNats(data / "nats", log=logs / "nats.log")
     if nats:
         children.start("nats", nats)
@@ -190,6 +216,7 @@ async def _start_servers(settings: Settings, environ: Mapping[str, str], childre
         found["postgres_dsn"] = await asyncio.to_thread(postgres.wait_ready)
     if nats:
         found["nats_url"] = await asyncio.to_thread(nats.wait_ready)
+        found["nats_passwords_dir"] = nats.passwords_dir
     return msgspec.structs.replace(settings, **found)
 
 
@@ -203,6 +230,7 @@ def _command(words: list[str], settings: Settings, environ: Mapping[str, str]) -
     variables = {
         **environ,
         "FORGE_NATS_URL": settings.nats_url,
+        "FORGE_NATS_PASSWORDS_DIR": str(settings.nats_passwords_dir or ""),
         "FORGE_POSTGRES_DSN": settings.postgres_dsn,
         "FORGE_COMFYUI_URLS": ",".join(settings.comfyui_urls),
         "FORGE_COMFYUI_DIRS": ",".join(_listed(settings.comfyui_dirs)),
@@ -231,6 +259,7 @@ def _write_record(dev: Dev, children: Children) -> None:
             pid=os.getpid(),
             url=dev.url,
             nats_url=settings.nats_url,
+            nats_passwords_dir=str(settings.nats_passwords_dir or ""),
             postgres_dsn=settings.postgres_dsn,
             comfyui_urls=settings.comfyui_urls,
             comfyui_dirs=_listed(settings.comfyui_dirs),

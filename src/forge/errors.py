@@ -35,10 +35,14 @@
     ├── LogDamaged                  events are missing from the log, or it is another one
     ├── ArchiveDamaged              the second copy of the log does not hold together
     ├── TopologyDiffers             a stream or consumer cannot be changed into what the file says
+    ├── NotSetUp                    a stream or consumer is missing
+    ├── NotLetIn                    NATS does not take the user and password
     ├── SettingInvalid              a variable of the environment has a bad value
     ├── WorkflowInvalid             a job type's two files are wrong
     ├── MigrationFailed             the database cannot be brought to this version
     ├── ReplayRefused               tables cannot be rebuilt, or what was rebuilt is not what is there
+    ├── RestoreRefused              the log cannot be restored, or need not be
+    ├── FileUnfit                   a file is no whole copy of the log
     ├── ServerFailed                an embedded server did not start
     ├── PictureRefused              bytes that are not a picture forge accepts
     ├── StoreFailed                 the asset volume refused a write
@@ -309,6 +313,18 @@ class TopologyDiffers(ForgeError):
     code = "topology_differs"
 
 
+class NotSetUp(ForgeError):
+    """Streams or consumers that forge needs are missing; run `forge setup`."""
+
+    code = "not_set_up"
+
+
+class NotLetIn(ForgeError):
+    """NATS does not take the user and password that forge has."""
+
+    code = "not_let_in"
+
+
 class SettingInvalid(ForgeError):
     """A setting has a value forge cannot use."""
 
@@ -331,6 +347,18 @@ class ReplayRefused(ForgeError):
     """The tables cannot be rebuilt now, or what was rebuilt is not what is there."""
 
     code = "replay_refused"
+
+
+class RestoreRefused(ForgeError):
+    """The log cannot be restored now, or need not be."""
+
+    code = "restore_refused"
+
+
+class FileUnfit(ForgeError):
+    """A file is no whole copy of the log."""
+
+    code = "file_unfit"
 
 
 class ServerFailed(ForgeError):

@@ -8,6 +8,7 @@ looks like a conflict to the server, so a conflict is first checked for being on
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from forge.broker import BrokerRefused, exchange, heed_cancellation, request, stored
+from forge.domain.chain import ARRIVED
 from forge.errors import Conflict, LogUnavailable
 from forge.events.catalogue import Event, encode
 from forge.events.envelope import Meta, Recorded, event_id, headers, open_envelope
@@ -29,6 +31,8 @@ _DUPLICATE = 10201  # an event of a batch is in the log already
 _TRY_AGAIN = (10176, 10210)  # a server that restarted has forgotten the first half of a batch; too many open
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+_TIME = re.compile(r"(\.\d{1,6})\d*(Z)")  # Python reads microseconds
 
 MAX_BATCH = 1000
 
@@ -215,9 +219,19 @@ class EventStore:
         return await self._get({"last_by_subj": filter_}, timeout)
 
     async def since(self, moment: datetime, *, timeout: float = 2.0) -> Recorded | None:
-        """The first event that arrived at this moment or later, by the server's clock."""
-        at = moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        return await self._get({"start_time": at, "next_by_subj": ">"}, timeout)
+        """The first event that arrived at this moment or later, by the server's clock.
+
+        Looked for between the ends, since to the server all of a restored log arrived when it was restored.
+        """
+        low, high = 1, await self.head() + 1
+        while low < high:
+            middle = (low + high) // 2
+            message = await stored(self.nc, self.stream, {"seq": middle}, timeout)
+            if message is None or _arrived(message) >= moment:
+                high = middle
+            else:
+                low = middle + 1
+        return await self.at(low, timeout=timeout)
 
     async def state(self) -> LogState:
         """Where the log ends, and what time its server has.
@@ -263,6 +277,11 @@ def recorded(message: Msg) -> Recorded:
     """The event in an answer of the direct-get API."""
     given = message.headers or {}
     return open_envelope(int(given["Nats-Sequence"]), given["Nats-Subject"], given, message.data)
+
+
+def _arrived(message: Msg) -> datetime:
+    given = message.headers or {}
+    return datetime.fromisoformat(given.get(ARRIVED) or _TIME.sub(r"\1\2", given["Nats-Time-Stamp"]))
 
 
 def _headers(draft: Draft, where: str, extra: dict[str, str]) -> dict[str, str]:

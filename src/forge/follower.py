@@ -73,7 +73,7 @@ async def follow(
     Raises:
         LogUnreadable: an event cannot be decoded; everything before it was handed over, nothing behind it.
         LogDamaged: what was read last is not in the log any more, or what is due can not be read. Who reads
-            the whole log is told of every gap.
+            the whole log is told of every gap, and has everything before it.
     """
     async with aclosing(_messages(nc, start, filters, stream, most)) as batches:
         async for messages, caught_up in batches:
@@ -129,6 +129,7 @@ async def _messages(
                 async for messages, caught_up in reader.batches(most):
                     wrong = gap(position, messages) if whole else None
                     if wrong is not None:
+                        yield [m for nth, m in enumerate(messages) if m.seq == position + 1 + nth], False
                         raise LogDamaged(wrong)
                     yield messages, caught_up
                     last = messages[-1] if messages else last

@@ -23,6 +23,9 @@ log = logging.getLogger("forge.guard")
 
 CONNECT_SECONDS = 3.0
 
+RESTORING = "forge_restoring"
+"""In the metadata of a stream that a restore is filling: how far clean-ups were done in the one before it."""
+
 # usage follows another stream
 _CHECKPOINTS = "select projection, seq, event_id from projection_checkpoint where projection <> 'usage'"
 
@@ -41,8 +44,13 @@ class _State(msgspec.Struct):
     num_deleted: int = 0
 
 
+class _Config(msgspec.Struct):
+    metadata: dict[str, str] = {}
+
+
 class _Info(msgspec.Struct):
     state: _State
+    config: _Config
 
 
 _info = msgspec.json.Decoder(_Info)
@@ -55,12 +63,13 @@ async def extent(events: EventStore) -> Extent:
         LogUnavailable: no answer.
     """
     try:
-        state = _info.decode(await request(events.nc, f"STREAM.INFO.{events.stream}")).state
+        info = _info.decode(await request(events.nc, f"STREAM.INFO.{events.stream}"))
     except BrokerRefused as refused:
         if refused.err_code not in NOT_FOUND:
             raise
         return Extent(0, 0)
-    return Extent(state.first_seq, state.last_seq, state.num_deleted)
+    state = info.state
+    return Extent(state.first_seq, state.last_seq, state.num_deleted, RESTORING in info.config.metadata)
 
 
 async def check(events: EventStore, connection: Connection | None) -> None:

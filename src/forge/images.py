@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 import subprocess
@@ -23,8 +24,13 @@ import msgspec
 from forge.canonical import THUMBNAIL_WIDTHS, Picture
 from forge.errors import DiskFull, PictureRefused, ServerFailed, StoreFailed, refusal
 from forge.telemetry import part
+from forge.telemetry.numbers import counter
 
 __all__ = ["Picture", "Workshop"]
+
+log = logging.getLogger("forge.images")
+
+_deaths = counter("forge_decoder_deaths", "Decoders that ended over a picture, or were ended.")
 
 _SECONDS_PER_PICTURE = 60.0  # the largest picture takes about five
 
@@ -123,8 +129,11 @@ class Workshop:
 async def _twice(child: _Child, order: bytes, source: Path, targets: Sequence[Path]) -> dict[str, Any]:
     """A child can die through no fault of the picture it holds; twice is no coincidence."""
     for _ in range(2):
-        with contextlib.suppress(_ChildDied):
+        try:
             return await child.answer(order, source, targets)
+        except _ChildDied:
+            _deaths.inc()
+            log.warning("a decoder died", extra={"source": source.name})
     raise PictureRefused("the picture ended its decoder twice")
 
 

@@ -18,6 +18,7 @@ from forge.api.jobs import history_item
 from forge.api.schemas import AssetView, HistoryItem, JobView
 from forge.api.views import asset_of_row, job_of_row
 from forge.broker import connect
+from forge.credentials import OPERATOR, login
 from forge.database import Connection
 from forge.errors import NotFound
 from forge.eventstore import EventStore
@@ -117,7 +118,7 @@ async def _tables(settings: Settings) -> AsyncIterator[Connection]:
 
 @asynccontextmanager
 async def _log(settings: Settings) -> AsyncIterator[EventStore]:
-    nc = await connect(settings.nats_url, "list")
+    nc = await connect(settings.nats_url, "list", login(settings.nats_passwords_dir, OPERATOR))
     try:
         yield EventStore(nc)
     finally:

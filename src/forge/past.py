@@ -21,6 +21,7 @@ from forge.api.places import Places
 from forge.api.schemas import AssetPage, LimitsView, QueuePage
 from forge.api.views import asset_of_row, job_of_row
 from forge.broker import connect
+from forge.credentials import OPERATOR, login
 from forge.domain.admission import Balances
 from forge.domain.dispatch import Line
 from forge.domain.jobs import Status
@@ -87,7 +88,7 @@ async def tell(settings: Settings, asked: Asked, progress: Progress = lambda don
         LogUnavailable, LogUnreadable, DatabaseUnavailable: it cannot be read. Limits need no database.
     """
     async with AsyncExitStack() as stack:
-        nc = await connect(settings.nats_url, "at")
+        nc = await connect(settings.nats_url, "at", login(settings.nats_passwords_dir, OPERATOR))
         stack.push_async_callback(nc.close)
         fold = _Fold(EventStore(nc), settings)
         projections = {"queue": [jobs.queue], "inventory": [assets.inventory], "limits": []}[asked.what]

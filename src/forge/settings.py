@@ -46,6 +46,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator may set; every field names its variable, meaning and unit."""
 
     nats_url: Annotated[str, Setting("FORGE_NATS_URL", "where the event log lives")] = "nats://127.0.0.1:4222"
+    nats_passwords_dir: Annotated[
+        Path | None,
+        Setting(
+            "FORGE_NATS_PASSWORDS_DIR",
+            "directory with the password of each NATS user, in files operator, api, worker, projector, "
+            "cleanup; default: connect as no user",
+        ),
+    ] = None
     postgres_dsn: Annotated[str, Setting("FORGE_POSTGRES_DSN", "where the tables live", secret=True)] = (
         "postgresql://postgres@127.0.0.1:5432/forge"
     )

@@ -8,7 +8,9 @@ with a literal prefix (a job's facts, a character's assets): see decision 2 in `
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import msgspec
 from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
-from forge.errors import TopologyDiffers
+from forge.errors import NotSetUp, TopologyDiffers
 from forge.events.assets import (
     AssetFault,
     AssetGivenUp,
@@ -35,12 +37,16 @@ from forge.events.keys import KeyCreated, KeyRevoked
 from forge.events.system import DiskCrossed, MetricSampled
 from forge.events.uploads import UploadExpired, UploadRenewed, UploadStored
 
+log = logging.getLogger("forge.topology")
+
 EVENTS = "FORGE_EVENTS"
 DISPATCH = "FORGE_DISPATCH"
 METRICS = "FORGE_METRICS"
 ASSETS_READY = "FORGE_ASSETS_READY"
 GENERATION = "generation"
 CLEANUP = "cleanup"
+GENERATION_CONSUMER = f"{DISPATCH}.{GENERATION}"
+CLEANUP_CONSUMER = f"{EVENTS}.{CLEANUP}"
 
 POOL = "main"
 """The one pool of places there is: one preferred ComfyUI and its fallbacks."""
@@ -178,6 +184,11 @@ def progress(job_id: UUID) -> str:
     return f"forge.live.job.{job_id}"
 
 
+def public(asset_type: str) -> str:
+    """The filter of what other services hear of one type of asset."""
+    return f"forge.public.asset.{token(asset_type)}.*.ready"
+
+
 def ticket_office(office: str) -> str:
     """Where an API process is asked about the tickets it gave."""
     return f"forge.live.ticket.{office}"
@@ -260,6 +271,34 @@ async def apply(nc: Client, folder: Path | None = None) -> list[Change]:
         LogUnavailable: no answer.
     """
     return [await _apply(nc, path, body) for path, body in _declared(folder).items()]
+
+
+async def await_setup(nc: Client, needed: Sequence[str], within: float = 30.0) -> None:
+    """Wait until streams (``FORGE_EVENTS``) and consumers (``FORGE_EVENTS.cleanup``) are there.
+
+    One that is not as the files say is worth a warning: during a roll-out the versions differ for a while.
+
+    Raises:
+        NotSetUp: something is missing; says what, and what to do.
+        LogUnavailable: no answer.
+    """
+    deadline, told = asyncio.get_running_loop().time() + within, False
+    bodies = {path: body for path, body in _declared().items() if path in needed}
+    while True:
+        there = [await _standing(nc, path, body) for path, body in bodies.items()]
+        missing = [standing.path for standing in there if standing.info is None]
+        if not missing:
+            break
+        what = f"{', '.join(missing)} missing on the NATS server: run `forge setup`"
+        if asyncio.get_running_loop().time() > deadline:
+            raise NotSetUp(what)
+        if not told:
+            told = True
+            log.warning("waiting: %s", what)
+        await asyncio.sleep(0.1)
+    for standing in there:
+        if standing.differs:
+            log.warning("%s differs in %s: run `forge setup`", standing.path, ", ".join(standing.differs))
 
 
 def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from forge.broker import connect
+from forge.credentials import OPERATOR, login
 from forge.domain.disk import Lines
 from forge.domain.recording import Recording
 from forge.domain.simulation import Outcome, Rules, Went, recorded, simulate
@@ -95,7 +96,7 @@ def run(
 
 async def record(settings: Settings, progress: Progress = lambda done, of: None) -> Recording:
     """The whole log, read for a simulation."""
-    nc = await connect(settings.nats_url, "whatif")
+    nc = await connect(settings.nats_url, "whatif", login(settings.nats_passwords_dir, OPERATOR))
     try:
         store, recording = EventStore(nc), Recording()
         head = await store.head()

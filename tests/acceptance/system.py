@@ -17,11 +17,16 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import psutil
 
 from acceptance.failpoints import ARMED, PLANTED
+from acceptance.links import Address, Link
+from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
+from forge.settings import load
 from waiting import wait_until
 
 API = "/api/v1/comfyui"
@@ -69,12 +74,14 @@ class System:
         self.root, self.data_dir, self.render_ms = root, root / "data", render_ms
         for folder in (root, self.data_dir, root / "log"):
             folder.mkdir(mode=0o755, exist_ok=True)
-        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log")
+        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log", anybody=True)
         self.postgres = EmbeddedPostgres(root / "postgres", log=root / "log" / "postgres.log")
         self.members: dict[str, EmbeddedNats | EmbeddedPostgres | Command] = {}
         self.down: set[str] = set()
         self.deaths: list[str] = []
         self.ports: dict[str, int] = {}
+        self.links: dict[str, Link] = {}
+        """What stands between forge and a server, where :func:`linked` made it."""
         self._more = more
 
     # ------------------------------------------------------------- addresses
@@ -141,10 +148,18 @@ class System:
                 record.write(json.dumps(line) + "\n")
 
     def freeze(self, name: str) -> None:
-        self.process(name).send(signal.SIGSTOP)
+        """Stop it as a machine that swaps would, with its children."""
+        self._send(name, signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
-        self.process(name).send(signal.SIGCONT)
+        self._send(name, signal.SIGCONT)
+
+    def _send(self, name: str, what: signal.Signals) -> None:
+        self.process(name).send(what)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process(name).pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.send_signal(what)
 
     def terminate(self, name: str) -> None:
         """Ask one to end; it stays down."""
@@ -199,9 +214,10 @@ class System:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("FORGE_")}
         return {
             **inherited,
-            "FORGE_NATS_URL": self.nats.url,
-            "FORGE_POSTGRES_DSN": self.postgres_dsn,
-            "FORGE_COMFYUI_URLS": ",".join(self.url(simulator) for simulator in self.simulators),
+            "FORGE_NATS_URL": self._reached("nats", self.nats.url),
+            "FORGE_NATS_PASSWORDS_DIR": str(self.nats.passwords_dir),
+            "FORGE_POSTGRES_DSN": self._reached("postgres", self.postgres_dsn),
+            "FORGE_COMFYUI_URLS": ",".join(self._reached(sim, self.url(sim)) for sim in self.simulators),
             "FORGE_COMFYUI_DIRS": ",".join(str(self.files_of(simulator)) for simulator in self.simulators),
             "FORGE_DATA_DIR": str(self.data_dir),
             "FORGE_PORT": str(self.ports.get(name, 0)),
@@ -211,6 +227,19 @@ class System:
             "PYTHONUNBUFFERED": "1",
             **self._more,
         }
+
+    def _reached(self, name: str, directly: str) -> str:
+        """How forge reaches a server."""
+        link = self.links.get(name)
+        if link is None:
+            return directly
+        if name == "postgres":
+            return f"postgresql://postgres@/postgres?host={self.links_dir}"
+        return f"{directly.rpartition(':')[0]}:{link.port}"
+
+    @property
+    def links_dir(self) -> Path:
+        return self.root / "links"
 
     # ----------------------------------------------------------- supervision
 
@@ -248,10 +277,14 @@ async def running(
     render_ms: str = "50-300",
     simulators: int = 1,
     apis: int = 1,
+    linked: bool = False,
     workers: tuple[str, ...] = WORKERS,
     **more: str,
 ) -> AsyncIterator[System]:
-    """A system that serves; `more` are further variables. `workers` may leave some for the test to start."""
+    """A system that serves; `more` are further variables. `workers` may leave some for the test to start.
+
+    `linked`: every server is reached through a proxy that can be spoilt.
+    """
     system = System(root, render_ms=render_ms, **more)
     system.start("nats", "postgres")
     began = time.monotonic()
@@ -260,21 +293,48 @@ async def running(
         system.nats.wait_ready()
         system.postgres.wait_ready()
         system.start(*_numbered("sim", simulators))
+        if linked:
+            await _link(system)
         system.start(*_numbered("api", apis), *workers)
+        await bootstrap.setup(load(system.environ("api")))
         watch = asyncio.create_task(system.supervise(), name="supervision")
         await system.ready()
         say(f"the system serves after {time.monotonic() - began:.1f} s; logs are in {root / 'log'}")
         yield system
+        assert_nothing_was_refused(system)
     finally:
         if watch is not None:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
         system.stop()
+        for link in system.links.values():
+            await link.close()
+
+
+def assert_nothing_was_refused(system: System) -> None:
+    """No process of forge tried what its user of NATS may not: nats-server writes down each attempt."""
+    log = (system.root / "log" / "nats.log").read_text()
+    refused = [line for line in log.splitlines() if "Violation" in line]
+    assert not refused, "\n".join(refused[:5])
 
 
 def say(line: str) -> None:
     """Into what pytest shows of a failed test."""
     print(line)  # noqa: T201
+
+
+async def _link(system: System) -> None:
+    """Put a proxy before every server."""
+    system.links_dir.mkdir(mode=0o755)
+    socket_ = ".s.PGSQL.5432"
+    sockets = Path(parse_qs(urlsplit(system.postgres_dsn).query)["host"][0])
+    system.links = {
+        "nats": Link(lambda: Address(system.nats.port or 0)),
+        "postgres": Link(lambda: Address(path=sockets / socket_)),
+        "sim": Link(lambda: Address(system.ports["sim"])),
+    }
+    for name, link in system.links.items():
+        await link.listen(system.links_dir / socket_ if name == "postgres" else None)
 
 
 def _numbered(kind: str, count: int) -> list[str]:

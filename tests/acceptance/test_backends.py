@@ -73,6 +73,7 @@ async def test_a_server_that_is_dead_at_the_start_is_done_without(
     assert {evidence.jobs[job]["attempts"] for job in jobs} == {1}, "it cost nobody an attempt"
 
 
+@pytest.mark.fault("K7")
 async def test_prompts_of_a_dying_server_are_drawn_by_the_other(
     system: System, witness: Witness, mei: httpx.AsyncClient
 ) -> None:
@@ -90,6 +91,7 @@ async def test_prompts_of_a_dying_server_are_drawn_by_the_other(
     await wait_until(lambda: not witness.left_at_comfyui()["sim"], 20, "its files are gone, too")
 
 
+@pytest.mark.fault("K7")
 async def test_jobs_wait_while_no_server_is_there_and_then_drain(
     system: System, witness: Witness, mei: httpx.AsyncClient
 ) -> None:
@@ -109,6 +111,7 @@ async def test_jobs_wait_while_no_server_is_there_and_then_drain(
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.fault("H5")
 async def test_a_stopped_server_is_left_with_its_prompts_and_cleaned_when_it_goes_on(
     system: System, witness: Witness, mei: httpx.AsyncClient
 ) -> None:
@@ -130,6 +133,7 @@ async def test_a_stopped_server_is_left_with_its_prompts_and_cleaned_when_it_goe
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.fault("H5")
 async def test_a_frozen_server_costs_attempts_and_no_jobs(
     system: System, witness: Witness, mei: httpx.AsyncClient
 ) -> None:

@@ -35,6 +35,7 @@ def really_small(root: Path) -> Iterator[Path]:
         yield volume
 
 
+@pytest.mark.fault("D1")
 async def test_a_really_full_volume_stops_work_and_loses_none(root: Path, really_small: Path) -> None:
     async with started(root) as (system, witness), system.client("mei") as mei:
         await system.order("sim", "render", SLOW)
@@ -68,6 +69,7 @@ async def test_a_really_full_volume_stops_work_and_loses_none(root: Path, really
         assert system.deaths == []
 
 
+@pytest.mark.fault("D1")
 async def test_a_volume_that_the_settings_call_small_is_full_too(root: Path) -> None:
     async with started(root, FORGE_DISK_LIMIT_BYTES="2000000") as (system, witness):
         system.start("housekeeping2")  # of two schedulers only one says it

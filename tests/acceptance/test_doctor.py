@@ -289,6 +289,15 @@ async def test_a_port_that_somebody_else_has(a_system: Clinic, squatter: int) ->
     await a_system.names("api", "is no forge", "FORGE_PORT", FORGE_PORT=str(squatter))
 
 
+async def test_a_nats_server_that_lets_nobody_in(a_system: Clinic, tmp_path: Path) -> None:
+    for name, said in (("operator", "does not let in user 'operator'"), ("api", "operator: No such file")):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / name).write_text("wrong")
+        variables = {"FORGE_NATS_PASSWORDS_DIR": str(directory)}
+        await a_system.names("nats", said, "FORGE_NATS_PASSWORDS_DIR", **variables)
+
+
 async def test_keys_that_can_be_guessed(a_system: Clinic) -> None:
     found = await a_system.names("keys", "operator:me", "16 random", FORGE_API_KEYS="operator:me:hunter2")
     assert "hunter2" not in found.found + found.remedy

@@ -17,6 +17,7 @@ RENDER_SECONDS = 7
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.fault("C2")
 async def test_what_a_stopping_worker_cannot_finish_is_adopted_at_once(root: Path) -> None:
     asked = [request(f"user-{nth}") for nth in range(5)]
     async with running(root, render_ms=str(RENDER_SECONDS * 1000)) as system, watching(system) as witness:

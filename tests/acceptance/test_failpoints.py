@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,7 @@ def crowds() -> list[Crowd]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.fault("K1", "K2", "K3", "K4")
 @pytest.mark.parametrize(
     "places",
     [
@@ -65,10 +66,35 @@ def crowds() -> list[Crowd]:
 async def test_killed_at_every_step_nothing_is_lost_or_twice(
     places: tuple[str, ...], system: System, witness: Witness, failpoints: Failpoints, crowds: list[Crowd]
 ) -> None:
+    await _judged(places, "kill", system, witness, failpoints, crowds)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.fault("D4")
+async def test_refused_by_the_volume_at_every_step_nothing_is_lost_or_half(
+    system: System, witness: Witness, failpoints: Failpoints, crowds: list[Crowd]
+) -> None:
+    places = (
+        "worker: before the fetch",
+        "worker: before the store",
+        "worker: before the rename",
+        "worker: before the sync",
+    )
+    await _judged(places, "error", system, witness, failpoints, crowds)
+
+
+async def _judged(
+    places: Sequence[str],
+    action: str,
+    system: System,
+    witness: Witness,
+    failpoints: Failpoints,
+    crowds: list[Crowd],
+) -> None:
     say(f"FORGE_TEST_SEED={SEED}")
     dice = random.Random(f"{SEED} {places}")
     crowds.append(Crowd(system, max(15, scaled(15)), users=5, dice=dice, pause=0.2))
-    failpoints.arm(*places)
+    failpoints.arm(*places, action=action)
     await crowds[-1].play()
     await wait_until(lambda: not failpoints.waiting(), 60, f"all of {places} were come by")
     evidence = await settled(witness, [one for crowd in crowds for one in crowd.asked], timeout=120)

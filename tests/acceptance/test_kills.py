@@ -42,6 +42,7 @@ def everything_asked() -> list[Crowd]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.fault("K1", "K2", "K3", "K4", "K5", "K6", "K7")
 async def test_a_killed_part_loses_and_doubles_nothing(
     victim: str, system: System, witness: Witness, everything_asked: list[Crowd]
 ) -> None:
@@ -57,6 +58,7 @@ async def test_a_killed_part_loses_and_doubles_nothing(
     await _judged(system, witness, everything_asked)
 
 
+@pytest.mark.fault("K2")
 async def test_a_half_stored_picture_of_a_killed_worker_goes(
     system: System, witness: Witness, everything_asked: list[Crowd]
 ) -> None:
@@ -71,6 +73,7 @@ async def test_a_half_stored_picture_of_a_killed_worker_goes(
     await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), asked])
 
 
+@pytest.mark.fault("B7")
 async def test_orders_that_vanish_are_given_again(
     system: System, witness: Witness, everything_asked: list[Crowd]
 ) -> None:
@@ -88,6 +91,7 @@ async def test_orders_that_vanish_are_given_again(
     await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), *asked])
 
 
+@pytest.mark.fault("K6")
 async def test_requests_are_accepted_while_postgres_is_away(
     system: System, witness: Witness, everything_asked: list[Crowd]
 ) -> None:
@@ -106,6 +110,7 @@ async def test_requests_are_accepted_while_postgres_is_away(
     await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), *asked])
 
 
+@pytest.mark.fault("K5")
 async def test_pictures_are_readable_while_nats_is_away(
     system: System, witness: Witness, everything_asked: list[Crowd]
 ) -> None:

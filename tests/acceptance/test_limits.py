@@ -44,6 +44,7 @@ async def at_once(system: System, said: Sequence[Asked]) -> Counter[str]:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.fault("Q1")
 async def test_of_a_hundred_at_one_moment_ten_are_granted(root: Path) -> None:
     """L2, Q1: one user, two API processes, thirty requests said twice, no worker yet."""
     async with running(root, apis=2, workers=("projector",)) as system, watching(system) as witness:

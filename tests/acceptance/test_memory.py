@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import pytest
 from PIL import Image
 
 from acceptance.players import ask_until_answered, request
@@ -59,6 +60,7 @@ async def test_a_picture_of_4096_pixels_does_not_pass_through_the_worker_s_memor
         assert system.process("generation").pid == worker
 
 
+@pytest.mark.fault("M1")
 async def test_an_api_short_of_memory_sheds_work_answers_readers_and_recovers(root: Path) -> None:
     async with running(root, render_ms="20") as system, watching(system) as witness:
         async with system.client("mei") as mei:
@@ -85,6 +87,7 @@ async def test_an_api_short_of_memory_sheds_work_answers_readers_and_recovers(ro
         assert "memory is enough again" in log
 
 
+@pytest.mark.fault("M1")
 async def test_a_worker_short_of_memory_begins_nothing_and_loses_nothing(root: Path) -> None:
     others = tuple(name for name in WORKERS if name != "generation")
     async with running(root, render_ms="20", workers=others) as system, watching(system) as witness:

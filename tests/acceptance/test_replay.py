@@ -58,6 +58,7 @@ async def test_it_rebuilds_while_jobs_complete_and_readers_read(
     assert await _everything(system) == before
 
 
+@pytest.mark.fault("D9")
 async def test_one_that_is_killed_is_run_again(system: System, witness: Witness, crowds: list[Crowd]) -> None:
     async with _busy(system, crowds):
         for nth in range(3):

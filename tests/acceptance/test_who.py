@@ -30,7 +30,8 @@ async def keys(system: System, *words: str) -> str:
     told = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "forge", "keys", *words],
-        env=environ | {"FORGE_NATS_URL": system.nats.url},
+        env=environ
+        | {"FORGE_NATS_URL": system.nats.url, "FORGE_NATS_PASSWORDS_DIR": str(system.nats.passwords_dir)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -123,6 +124,14 @@ async def test_fetches_are_short_by_at_most_one_interval_after_a_kill(system: Sy
         used = (await other.get(f"{path}/usage")).json()["items"]
         assert [(u["user_id"], u["reads"]) for u in used] == [("lan", await count())]
         system.start("api")
+
+
+async def test_every_process_is_its_own_user_of_nats(system: System) -> None:
+    async with httpx.AsyncClient() as client:
+        told = (await client.get(f"{system.nats.monitoring_url}/connz?auth=1")).json()["connections"]
+    users = {(one["name"], one["account"], one["authorized_user"]) for one in told if "name" in one}
+    parts = {"api", "worker", "projector", "cleanup"}
+    assert users == {(f"forge-{part}", "FORGE", part) for part in parts}
 
 
 async def _at_least(expected: int, asked: Any) -> bool:

@@ -234,6 +234,7 @@ async def test_thumbnails_of_any_width_are_made_once_and_kept(served: Served, me
     assert (await mei.get(f"/assets/{asset['id']}/thumbnail?width=120", headers=unchanged)).status_code == 304
 
 
+@pytest.mark.fault("D6")
 async def test_a_damaged_or_missing_file_is_never_sent(served: Served, mei: httpx.AsyncClient) -> None:
     asset = await made(served, mei)
     file = served.parts.blobs.path(asset["content_hash"], "png")

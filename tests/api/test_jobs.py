@@ -180,7 +180,8 @@ async def test_the_history_tells_everything_in_order(
     await failed(served.parts, "mei", job)
     await submitted(mei)  # another job's events are none of this one's
     await submitted(lan)
-    assert (await mei.post(f"/jobs/{job['id']}/retry")).status_code == 202
+    again = await mei.post(f"/jobs/{job['id']}/retry", headers={"X-Request-Id": "again-please"})
+    assert again.status_code == 202
     await completed(served.parts, "mei", job)
     items = (await mei.get(f"/jobs/{job['id']}/history")).json()["items"]
     assert [item["type"] for item in items] == [
@@ -192,8 +193,9 @@ async def test_the_history_tells_everything_in_order(
         "job.completed",
     ]
     assert [item["seq"] for item in items] == sorted(item["seq"] for item in items)
-    assert set(items[0]) == {"seq", "type", "at", "actor", "data"}
+    assert set(items[0]) == {"seq", "type", "at", "actor", "correlation", "data"}
     assert items[0]["actor"] == "operator:dev"
+    assert items[3]["correlation"] == "again-please"
     assert items[-1]["data"]["job_id"] == job["id"]
 
 

@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import msgspec
+import pytest
 
 from api.making import completed
 from api.serving import Serve, Served
+from forge.broker import request as ask
 from forge.settings import Settings
 
 SWATCH = {"job_type": "ui_icon", "params": {"width": 256, "height": 256}}
@@ -35,6 +37,7 @@ async def test_the_eleventh_job_is_told_what_it_met(mei: httpx.AsyncClient, lan:
     assert (await lan.post("/jobs", json=SWATCH)).status_code == 202
 
 
+@pytest.mark.fault("Q1")
 async def test_a_hundred_at_one_moment_of_whom_thirty_say_it_twice(mei: httpx.AsyncClient) -> None:
     """70 requests, 30 of them said twice: ten jobs, and who says it twice is answered alike."""
     keys = [f"k{nth}" for nth in range(70)] + [f"k{nth}" for nth in range(30)]
@@ -97,3 +100,16 @@ async def test_the_same_recipe_is_answered_at_once(
     assert stats["cache"]["hits"] == 1
     another = (await mei.post("/jobs", json=SWATCH)).json()
     assert another["status"] == "pending", "another seed is another picture"
+
+
+@pytest.mark.fault("B1")
+async def test_a_full_log_is_the_systems_fault_and_says_when_to_come_again(
+    served: Served, mei: httpx.AsyncClient
+) -> None:
+    nc = served.parts.nc
+    config = msgspec.json.decode(await ask(nc, "STREAM.INFO.FORGE_EVENTS"))["config"]
+    await ask(nc, "STREAM.UPDATE.FORGE_EVENTS", config | {"max_bytes": 1})
+    refused = await mei.post("/jobs", json=SWATCH)
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True), refused.text
+    await ask(nc, "STREAM.UPDATE.FORGE_EVENTS", config)
+    assert (await mei.post("/jobs", json=SWATCH)).status_code == 202

@@ -548,6 +548,7 @@ async def test_a_proxy_that_answers_is_no_comfyui(answer: bytes) -> None:
         assert not (await comfy.health()).reachable
 
 
+@pytest.mark.fault("N2")
 async def test_a_black_hole_is_unreachable_in_bounded_time() -> None:
     impatient = msgspec.structs.replace(HURRY, read=0.1)
     async with stranger(None) as url, Comfy(url, impatient) as comfy, asyncio.timeout(5):
@@ -645,6 +646,7 @@ async def test_leaving_ends_everything(simulator: Simulator) -> None:
 # Files
 
 
+@pytest.mark.fault("X1")
 async def test_hostile_names_are_refused(simulator: Simulator, comfy: Comfy) -> None:
     simulator.faults = Faults(hostile="names")
     prompt_id = await submitted(comfy)
@@ -652,6 +654,7 @@ async def test_hostile_names_are_refused(simulator: Simulator, comfy: Comfy) -> 
         await comfy.wait(prompt_id, timeout=5)
 
 
+@pytest.mark.fault("X1")
 async def test_a_file_without_end_is_refused(simulator: Simulator, comfy: Comfy) -> None:
     simulator.faults = Faults(hostile="huge")
     outputs = await comfy.wait(await submitted(comfy), timeout=5)
@@ -686,6 +689,7 @@ async def test_a_name_that_comfyui_refuses_is_refused(comfy: Comfy) -> None:
     ],
     ids=["length", "chunked", "500"],
 )
+@pytest.mark.fault("N1")
 async def test_a_file_that_breaks_off_is_not_taken_for_whole(answer: bytes) -> None:
     async with stranger(answer) as url, Comfy(url, HURRY) as comfy:
         with pytest.raises(BackendUnreachable):

@@ -127,6 +127,7 @@ def test_the_worker_that_adopted_may() -> None:
     )
 
 
+@pytest.mark.fault("K9")
 def test_an_attempt_is_exhausted_by_its_adoptions_and_the_next_begins_afresh() -> None:
     history = [submitted(), started(), *(adopted(adoption=n) for n in range(1, MAX_ADOPTIONS + 1))]
     assert not exhausted(job_of(*history[:-1]))

@@ -73,12 +73,14 @@ def test_the_target_says_how_much_is_too_much() -> None:
 
 
 @pytest.mark.parametrize("days", [-8, 8])
+@pytest.mark.fault("T1")
 def test_a_clock_that_jumped_is_not_believed(days: int) -> None:
     wrong = NOW + timedelta(days=days)
     assert doubt(wrong, (NOW, NOW), None)
     assert doubt(NOW, (NOW, wrong), None)
 
 
+@pytest.mark.fault("T1")
 def test_a_log_from_the_future_is_not_believed() -> None:
     assert doubt(NOW, (NOW,), NOW + TOLERANCE * 2)
     assert not doubt(NOW, (NOW + TOLERANCE, NOW - TOLERANCE), NOW + TOLERANCE)

@@ -23,6 +23,7 @@ def test_a_stream_from_1_without_holes_lacks_nothing(extent: Extent) -> None:
     [
         (Extent(4, 9), "begins at event 4, and the 3 before"),
         (Extent(10, 9), "begins at event 10, and the 9 before"),  # all of it is gone
+        (Extent(1, 9, restoring=True), "being restored, as far as event 9"),
         (Extent(1, 9, missing=2), "2 of its events between 1 and 9"),
     ],
 )

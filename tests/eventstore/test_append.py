@@ -154,6 +154,7 @@ def drafts(request: pytest.FixtureRequest) -> list[Draft]:
     }[request.param]
 
 
+@pytest.mark.fault("B2")
 async def test_what_was_written_without_an_answer_is_recognised(
     events: EventStore, nats_server: EmbeddedNats, drafts: list[Draft]
 ) -> None:
@@ -169,6 +170,7 @@ async def test_what_was_written_without_an_answer_is_recognised(
     assert [await events.at(record.seq) for record in records] == records
 
 
+@pytest.mark.fault("B2")
 async def test_what_was_written_before_is_not_written_again(events: EventStore, drafts: list[Draft]) -> None:
     once = await events.append(drafts)
     again = await events.append(drafts)
@@ -198,6 +200,7 @@ async def test_the_same_id_with_another_fact_is_not_ones_own(events: EventStore)
         await events.append([other])
 
 
+@pytest.mark.fault("K5")
 async def test_an_append_outlives_a_server_that_is_killed(
     events: EventStore, nats_server: EmbeddedNats, drafts: list[Draft]
 ) -> None:
@@ -224,6 +227,7 @@ async def test_without_a_server_everything_says_so_in_time(
     assert [type(answer) for answer in answers] == [LogUnavailable] * 4
 
 
+@pytest.mark.fault("B1")
 async def test_a_full_log_refuses_in_the_servers_words(events: EventStore, nats_client: Client) -> None:
     info = msgspec.json.decode(await request(nats_client, "STREAM.INFO.FORGE_EVENTS"))
     await request(nats_client, "STREAM.UPDATE.FORGE_EVENTS", info["config"] | {"max_msgs": 1})

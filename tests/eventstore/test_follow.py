@@ -216,6 +216,7 @@ async def test_nothing_is_left_behind(
     await wait_until(only_ours, what="the reader's own consumer is gone")
 
 
+@pytest.mark.fault("B3")
 async def test_what_cannot_be_read_stops_reading_right_before_it(
     nats_client: Client, events: EventStore
 ) -> None:
@@ -281,7 +282,7 @@ async def test_a_skipped_event_is_noticed_by_who_reads_the_whole_log(
     nats_server.start()
     async with following(nats_client) as reader:
         assert "event 6 comes right after event 4" in await ends_damaged(reader)
-    assert reader.seqs in ([], [1, 2, 3, 4])
+    assert reader.seqs == [1, 2, 3, 4]
 
 
 async def test_an_event_that_does_not_come_is_asked_for(

@@ -207,6 +207,7 @@ async def test_an_order_keeps_its_place_until_it_is_acked(nats_client: Client) -
     assert code(await give(nats_client, 4)) == 0
 
 
+@pytest.mark.fault("B5")
 async def test_a_delayed_release_holds_its_place(nats_client: Client) -> None:
     """Why a back-off is an event: three such releases would stop the queue."""
     for nth in (1, 2, 3):
@@ -257,6 +258,7 @@ async def test_every_ack_is_told_with_the_orders_sequence(nats_client: Client) -
     await wait_until(lambda: told == [1, 2])
 
 
+@pytest.mark.fault("B2")
 async def test_a_late_ack_takes_the_order_from_its_new_holder(nats_client: Client) -> None:
     """The server does not fence: results are refused by their attempt, not by their ack."""
     await give(nats_client, 1)

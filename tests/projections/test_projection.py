@@ -242,6 +242,7 @@ async def test_of_projectors_at_once_one_wins_every_step(pool: Pool, log: Log, s
     assert sum(lost) > 0, "nobody ever lost: this test says nothing"
 
 
+@pytest.mark.fault("C1")
 async def test_an_older_code_never_moves_a_newer_checkpoint(pool: Pool, log: Log) -> None:
     newer: Any = Projection("queue", version=2, tables=queue.tables)
     newer.handlers = queue.handlers

@@ -143,6 +143,7 @@ class Held:
         return await self.remove(*given, **more)
 
 
+@pytest.mark.fault("G1")
 async def test_a_hit_between_the_look_and_the_unlink_keeps_the_file(home: House) -> None:
     """The hit renews the file first and writes its event after: at the worst possible moment."""
     asset = await home.asset(b"wanted")
@@ -167,6 +168,7 @@ async def test_a_hit_that_comes_too_late_is_told_so(home: House) -> None:
     await home.agree()
 
 
+@pytest.mark.fault("G1")
 async def test_the_same_picture_made_again_in_the_grace_stays(home: House) -> None:
     asset = await home.asset(b"again")
     async with home.cleaning(grace_seconds=0.5):
@@ -177,6 +179,7 @@ async def test_the_same_picture_made_again_in_the_grace_stays(home: House) -> No
     assert home.files() == {asset.content_hash}
 
 
+@pytest.mark.fault("G1")
 async def test_a_reference_written_during_the_grace_is_seen_however_late_the_tables_are(home: House) -> None:
     asset = await home.asset(b"late")
     async with home.pool.acquire() as connection:
@@ -354,6 +357,7 @@ def dies(home: House, step: str, **variables: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.fault("G1")
 async def test_killed_at_any_step_of_an_unlink_file_and_row_agree(home: House, step: str) -> None:
     kept, gone = await home.asset(b"kept"), await home.asset(b"gone")
     await give_up(home, gone)
@@ -367,6 +371,7 @@ async def test_killed_at_any_step_of_an_unlink_file_and_row_agree(home: House, s
 
 
 @pytest.mark.parametrize("step", STEPS[:3])
+@pytest.mark.fault("G1")
 async def test_killed_before_the_unlink_a_picture_that_is_made_again_stays(home: House, step: str) -> None:
     asset = await home.asset(b"again")
     await give_up(home, asset)

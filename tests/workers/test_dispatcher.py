@@ -206,6 +206,7 @@ async def test_a_cancelled_job_is_not_offered(house: House, nats_server: Embedde
 # ----------------------------------------------------------------- back-off
 
 
+@pytest.mark.fault("B5")
 async def test_a_job_in_back_off_holds_no_place(house: House, nats_server: EmbeddedNats) -> None:
     """Three fail at once: the fourth runs at once."""
     failing = {await house.submit() for _ in range(3)}
@@ -258,6 +259,7 @@ async def test_a_dispatcher_that_starts_again_goes_on(house: House, nats_server:
     assert (set(done), len(done)) == (jobs, 12)
 
 
+@pytest.mark.fault("K5")
 async def test_a_server_that_is_killed_loses_no_job(
     house: House, nats_server: EmbeddedNats, hurried: None
 ) -> None:
@@ -280,6 +282,7 @@ async def test_a_server_that_is_killed_loses_no_job(
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["given", "running"])
+@pytest.mark.fault("B7")
 async def test_an_order_that_was_lost_is_given_again(
     house: House, nats_server: EmbeddedNats, hurried: None, begun: bool
 ) -> None:
@@ -310,6 +313,7 @@ async def test_an_order_is_not_missed_before_the_log_had_time_to_tell(
         await house.offered({second})
 
 
+@pytest.mark.fault("B3")
 async def test_a_stranger_in_the_queue_stops_nobody(house: House, nats_server: EmbeddedNats) -> None:
     await house.nc.request("forge.dispatch.main.stranger", b"hello")
     jobs = [await house.submit() for _ in range(4)]

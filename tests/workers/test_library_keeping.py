@@ -70,6 +70,7 @@ async def test_rows_and_files_are_brought_together_while_others_work(home: House
 
 
 @pytest.mark.parametrize("days", [-8, 8])
+@pytest.mark.fault("T1")
 async def test_a_wrong_clock_costs_the_rounds_and_nothing_else(home: House, days: int) -> None:
     await home.asset(b"due", expires=ago(1))
     await home.asset(b"in seven days", expires=ago(-7 * 24))

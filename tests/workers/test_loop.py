@@ -138,6 +138,7 @@ async def _renewals(nc: Client, seconds: float) -> None:
     await subscription.unsubscribe()
 
 
+@pytest.mark.fault("H2")
 async def test_a_lost_lease_stops_the_work_and_another_begins_it(
     nats_client: Client, nats_server: EmbeddedNats
 ) -> None:
@@ -192,6 +193,7 @@ async def test_a_cancelled_loop_gives_back_at_once(nats_client: Client) -> None:
     assert others.seen == [b"1"]
 
 
+@pytest.mark.fault("B7")
 async def test_five_hands_hold_three_at_most(nats_client: Client) -> None:
     """Even where the queue would hold more."""
     config = msgspec.json.decode(await request(nats_client, f"STREAM.INFO.{DISPATCH}"))["config"]
@@ -220,6 +222,7 @@ async def test_five_hands_hold_three_at_most(nats_client: Client) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.fault("K5")
 async def test_a_loop_outlives_its_server(nats_client: Client, nats_server: EmbeddedNats, how: str) -> None:
     hands = Hands()
     async with working(nats_client, hands):

@@ -128,6 +128,7 @@ async def test_readers_are_told_how_far_the_tables_are(
     assert told == sorted(told)
 
 
+@pytest.mark.fault("K4")
 async def test_two_projectors_write_everything_once(
     nats_server: EmbeddedNats, pool: Pool, events: EventStore
 ) -> None:
@@ -162,6 +163,7 @@ async def test_a_log_that_is_killed_is_read_on(
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.fault("K6")
 async def test_a_postgres_that_goes_and_comes_is_written_on(
     nats_server: EmbeddedNats, events: EventStore, open_directory: Path, how: str
 ) -> None:
@@ -238,6 +240,7 @@ async def test_samples_that_began_anew_are_read_from_their_start(
         await wait_until(lambda: pool.fetchval(taken.format(3)))
 
 
+@pytest.mark.fault("B3")
 async def test_what_cannot_be_read_stops_it_by_sequence_with_everything_before_it_in(
     nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
 ) -> None:
@@ -256,6 +259,7 @@ async def test_what_cannot_be_read_stops_it_by_sequence_with_everything_before_i
         assert [await p.position(connection) for p in ALL] == [last] * len(ALL)
 
 
+@pytest.mark.fault("B3")
 async def test_what_postgres_cannot_hold_stops_it_by_sequence(
     nats_server: EmbeddedNats, pool: Pool, events: EventStore
 ) -> None:

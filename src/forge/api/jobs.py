@@ -210,6 +210,7 @@ def history_item(record: Recorded) -> HistoryItem:
         type=record.event.type,
         at=record.meta.at,
         actor=record.meta.actor,
+        correlation=record.meta.correlation,
         data=msgspec.to_builtins(record.event),
     )
 

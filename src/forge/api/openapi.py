@@ -123,7 +123,9 @@ def config() -> OpenAPIConfig:
         description=(
             "Pictures for the game, drawn by ComfyUI. Ask with `POST /jobs`, look with `GET /jobs/{id}`, "
             "fetch what came of it under `/assets`. Every reply to a write carries `seq`; a read given "
-            "`?min_seq=` waits until it tells of that event. Errors are problem details (RFC 9457)."
+            "`?min_seq=` waits until it tells of that event. Errors are problem details (RFC 9457). "
+            "Every answer has an `X-Request-Id`, the one that came with the request if it has one: name it "
+            "when you ask the operator what went wrong."
         ),
         use_handler_docstrings=True,
         path="/docs",

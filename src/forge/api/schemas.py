@@ -144,6 +144,8 @@ class HistoryItem(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     at: datetime
     actor: str
+    correlation: str
+    """The `X-Request-Id` of the request that it was done for; where nobody asked, the job's id."""
     data: dict[str, Any]
 
 

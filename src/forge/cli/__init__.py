@@ -14,10 +14,13 @@ from forge.cli.completion import completion
 from forge.cli.doctor import doctor
 from forge.cli.jobs import jobs
 from forge.cli.keys import keys
+from forge.cli.log import log
 from forge.cli.replay import replay
 from forge.cli.settings import settings
 from forge.cli.sim import sim
+from forge.cli.subscribers import subscribers
 from forge.cli.systems import api, demo, dev, setup, worker
+from forge.cli.top import top
 from forge.cli.whatif import whatif
 from forge.errors import ForgeError
 
@@ -48,7 +51,8 @@ def cli() -> None:
 
 for command in (
     *(demo, dev, setup, api, worker, sim),
-    *(doctor, jobs, assets, keys, settings, cleanup, replay),
+    *(doctor, top, jobs, assets, keys, subscribers, settings, cleanup, replay),
     *(at, whatif, bench, completion),
+    log,
 ):
     cli.add_command(command)

@@ -37,6 +37,8 @@ def environment(data_dir: Path | None) -> dict[str, str]:
     addresses = record.environment() if record else {}
     if data_dir is not None:
         return {**environ, **addresses, "FORGE_DATA_DIR": str(place)}
+    if "FORGE_NATS_URL" in environ:  # that server's passwords are others
+        addresses.pop("FORGE_NATS_PASSWORDS_DIR", None)
     return {**addresses, **environ, "FORGE_DATA_DIR": str(place)}
 
 

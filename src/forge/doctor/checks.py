@@ -117,7 +117,7 @@ def nats(facts: Facts) -> Verdicts:
     server = facts.nats
     if isinstance(server, Away):
         remedy = "start nats-server with nats/nats-server.conf, or point FORGE_NATS_URL at the one that runs"
-        yield failure(server.why, remedy)
+        yield failure(server.why, server.remedy or remedy)
         return
     said = f"nats-server {_dotted(server.version)} at {server.where}"
     tested = _dotted(facts.tested_nats)

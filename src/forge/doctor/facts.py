@@ -20,10 +20,12 @@ T = TypeVar("T")
 
 
 class Away(msgspec.Struct, frozen=True):
-    """Something that could not be looked at; ``behind`` is the server that has to be there first."""
+    """Something that could not be looked at; ``behind`` is the check that tells the cause, ``remedy`` what
+    mends it where that is known."""
 
     why: str
     behind: str = ""
+    remedy: str = ""
 
 
 class Unseen(Exception):

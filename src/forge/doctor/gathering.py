@@ -34,6 +34,7 @@ from forge.comfyui.patience import Patience
 from forge.comfyui.protocol import Health
 from forge.comfyui.server import Server as Comfy
 from forge.comfyui.workflows import load as load_workflows
+from forge.credentials import OPERATOR, login
 from forge.doctor.facts import (
     Answer,
     Applied,
@@ -47,10 +48,11 @@ from forge.doctor.facts import (
     Server,
 )
 from forge.domain.keys import Key
-from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, SettingInvalid
+from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, NotLetIn, SettingInvalid
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
 from forge.keys import Keys
+from forge.projections import queue, retention
 from forge.resources import Capacity, Volume
 from forge.settings import Settings, describe, load
 from forge.store import Store
@@ -68,13 +70,7 @@ _AGAIN_SECONDS = 1.5
 
 _PULL_AGAIN_SECONDS = 0.25
 
-_DUE = """
-select jobs, coalesce(extract(epoch from clock_timestamp() - since), 0) as oldest from (
-    select count(*) as jobs, min(coalesce(retry_at, created_at)) as since from generation_queue
-    where status = 'pending' and (retry_at is null or retry_at <= clock_timestamp())
-) due
-"""
-
+_PASSWORDS = "name in FORGE_NATS_PASSWORDS_DIR the directory with the passwords that nats-server was given"
 _IN_TABLES = frozenset({"checkpoints", "line"})
 _NOT_SETTINGS = frozenset({"FORGE_LOG_LEVEL"})
 
@@ -159,7 +155,10 @@ async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
         "nats_clock": (EVENTS, lambda nc: _nats_clock(nc, clock)),
         "samples": (METRICS, _samples),
     }
-    nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
+    try:
+        nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
+    except (NotLetIn, SettingInvalid) as error:
+        nc = Away(error.detail, remedy=_PASSWORDS)
     if isinstance(nc, Away):
         behind = Away(nc.why, behind="nats")
         return {"nats": nc, **dict.fromkeys(("standings", "damage", *parts), behind)}
@@ -191,7 +190,8 @@ async def _log_server(settings: Settings) -> Client:
 
     Raises:
         OSError: nobody listens there.
-        LogUnavailable: it is no NATS server, or it lets nobody in.
+        LogUnavailable: it is no NATS server.
+        NotLetIn, SettingInvalid: it wants a user and password that are not there.
     """
     address = urlsplit(settings.nats_url)
     answer, probe = await asyncio.open_connection(address.hostname, address.port or 4222)
@@ -200,7 +200,7 @@ async def _log_server(settings: Settings) -> Client:
             raise LogUnavailable(f"{settings.nats_url} is no NATS server")
     finally:
         probe.close()
-    return await connect(settings.nats_url, "doctor")
+    return await connect(settings.nats_url, "doctor", login(settings.nats_passwords_dir, OPERATOR))
 
 
 async def _of_stream(
@@ -309,10 +309,9 @@ async def _connected(settings: Settings, within: float = SECONDS) -> asyncpg.Con
 
 
 async def _applied(connection: asyncpg.Connection[Any]) -> Applied:
-    there = await connection.fetchval("select to_regclass('forge_migration') is not null")
-    rows = await connection.fetch("select number, checksum from forge_migration") if there else []
-    trigrams = await connection.fetchval("select exists (select from pg_extension where extname = 'pg_trgm')")
-    return Applied(tuple(database.migrations()), {row["number"]: row["checksum"] for row in rows}, trigrams)
+    return Applied(
+        tuple(database.migrations()), await database.applied(connection), await database.trigrams(connection)
+    )
 
 
 async def _checkpoints(connection: asyncpg.Connection[Any]) -> dict[str, int]:
@@ -320,13 +319,12 @@ async def _checkpoints(connection: asyncpg.Connection[Any]) -> dict[str, int]:
 
 
 async def _line(connection: asyncpg.Connection[Any]) -> Line:
-    [row] = await connection.fetch(_DUE)
-    return Line(row["jobs"], float(row["oldest"]))
+    return Line(*await queue.due(connection))
 
 
 async def _postgres_clock(connection: asyncpg.Connection[Any], clock: Clock) -> timedelta:
     before = clock()
-    now: datetime = await connection.fetchval("select clock_timestamp()")
+    now = await retention.clock(connection)
     return now - _between(before, clock())
 
 
@@ -436,6 +434,8 @@ async def _within(look: Callable[[], Awaitable[T]], what: str) -> T | Away:
             return await look()
     except TimeoutError:
         return Away(f"{what}: no answer within {SECONDS:.0f} s")
+    except (NotLetIn, SettingInvalid):
+        raise
     except ForgeError as error:
         return Away(error.detail)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

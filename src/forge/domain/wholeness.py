@@ -14,11 +14,12 @@ import msgspec
 
 class Extent(msgspec.Struct, frozen=True):
     """What a stream says of itself: first and last sequence (``last`` is 0 in an empty one), and how many
-    between them are missing."""
+    between them are missing; and whether it is only being filled again."""
 
     first: int
     last: int
     missing: int = 0
+    restoring: bool = False
 
 
 class Landmark(msgspec.Struct, frozen=True):
@@ -31,6 +32,8 @@ class Landmark(msgspec.Struct, frozen=True):
 
 def lacking(extent: Extent) -> str | None:
     """What a stream by its own words lacks; None if nothing."""
+    if extent.restoring:
+        return f"it is being restored, as far as event {extent.last} by now: run forge log restore to its end"
     if extent.first > 1:
         return f"it begins at event {extent.first}, and the {extent.first - 1} before it are gone"
     if extent.missing:

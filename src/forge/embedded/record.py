@@ -18,6 +18,7 @@ class DevRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     url: str
     nats_url: str
+    nats_passwords_dir: str = ""
     postgres_dsn: str
     comfyui_urls: tuple[str, ...]
     comfyui_dirs: tuple[str, ...] = ()
@@ -28,6 +29,7 @@ class DevRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The variables that make a command talk to the same servers."""
         return {
             "FORGE_NATS_URL": self.nats_url,
+            "FORGE_NATS_PASSWORDS_DIR": self.nats_passwords_dir,
             "FORGE_POSTGRES_DSN": self.postgres_dsn,
             "FORGE_COMFYUI_URLS": ",".join(self.comfyui_urls),
             "FORGE_COMFYUI_DIRS": ",".join(self.comfyui_dirs),

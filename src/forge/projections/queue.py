@@ -208,6 +208,45 @@ from unnest($2::text[]) as s (status)
 """
 
 
+_RUNNING = """
+select id, user_id, job_type, priority, attempts, locked_by, backend,
+       coalesce(extract(epoch from clock_timestamp() - started_at), 0)::float8 as seconds
+from generation_queue where status = 'running' order by started_at, id limit $1
+"""
+
+_WAITING = """
+select grouping(user_id) = 0 as of_user, coalesce(user_id, job_type) as name, count(*) as jobs,
+       count(*) filter (where retry_at > clock_timestamp()) as backing_off,
+       coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest
+from generation_queue where status = 'pending'
+group by grouping sets ((user_id), (job_type), ())
+"""
+
+_DUE = """
+select jobs, coalesce(extract(epoch from clock_timestamp() - since), 0)::float8 as oldest from (
+    select count(*) as jobs, min(coalesce(retry_at, created_at)) as since from generation_queue
+    where status = 'pending' and (retry_at is null or retry_at <= clock_timestamp())
+) due
+"""
+
+
+async def running(connection: Connection, limit: int) -> list[asyncpg.Record]:
+    """Jobs that run and for how many seconds, the longest first."""
+    return await connection.fetch(_RUNNING, limit)
+
+
+async def waiting(connection: Connection) -> list[asyncpg.Record]:
+    """Jobs that wait: by user, by job type, and (with no name) all; how many are in back-off, and seconds
+    since the oldest was asked for."""
+    return await connection.fetch(_WAITING)
+
+
+async def due(connection: Connection) -> tuple[int, float]:
+    """How many jobs wait whose turn could come now, and for how many seconds the first of them could."""
+    [row] = await connection.fetch(_DUE)
+    return row["jobs"], row["oldest"]
+
+
 async def job(connection: Connection, id_: UUID, tenant: str | None) -> asyncpg.Record | None:
     """One job, if the tenant may see it."""
     return await connection.fetchrow(_JOB, id_, tenant)

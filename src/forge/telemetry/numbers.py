@@ -5,6 +5,7 @@ name                                    kind       labels
 ======================================  =========  ==========================================
 ``forge_part_seconds``                  histogram  ``part``: a span's name; ``forge.append`` …
 ``forge_log_lines_total``               counter    ``level``
+``forge_decoder_deaths_total``          counter    of the children that decode pictures; see ``images``
 ``forge_build_info``                    gauge      ``version``
 ``process_…``                           gauge      memory, CPU, open files, as everywhere
 ======================================  =========  ==========================================

@@ -138,7 +138,7 @@ def bounded(flush: Callable[[], object]) -> None:
 
 
 class _Seldom(logging.Filter):
-    """Lets the exporter, which speaks of every try, say only now and then that it fails."""
+    """Lets the exporter, which speaks of every try, say only now and then that it fails or drops spans."""
 
     _said_at = -SELDOM_SECONDS
 
@@ -146,7 +146,8 @@ class _Seldom(logging.Filter):
         if not record.name.startswith("opentelemetry"):
             return True
         now = time.monotonic()
-        if record.levelno < logging.ERROR or now - self._said_at < SELDOM_SECONDS:
+        matters = record.levelno >= logging.ERROR or "dropping" in record.msg
+        if not matters or now - self._said_at < SELDOM_SECONDS:
             return False
         self._said_at = now
         return True

@@ -99,6 +99,8 @@ class Attempt:
     def __init__(self, studio: Studio, order: Order, loaded: Loaded, delivery: Delivery) -> None:
         self.studio, self.order, self.loaded, self.delivery = studio, order, loaded, delivery
         self.prompt = prompt_id(order.job_id, order.attempt)
+        # of two deliveries of one order, to this very worker too, none may take the other's act for its own
+        self._self = f"{studio.worker}/{uuid4().hex[:8]}"
 
     async def run(self, cancelled: asyncio.Event) -> Outcome:
         """Do what is left to do; ends early, with everything withdrawn, when the job is cancelled."""
@@ -384,6 +386,6 @@ class Attempt:
             self.loaded,
             command,
             actor=f"worker:{worker}",
-            name=f"{self.order.attempt}/{name}/{worker}",
+            name=f"{self.order.attempt}/{name}/{self._self}",
             before=before,
         )

@@ -1,0 +1,93 @@
+"""Slow, broken, silent and lying connections between forge and what it needs: it goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from acceptance.evidence import Witness
+from acceptance.players import SEED, Crowd, ask, ask_until_answered, request, scaled
+from acceptance.settling import ends, settled, watching
+from acceptance.system import System, running, say
+from waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+async def system(module_root: Path) -> AsyncIterator[System]:
+    async with running(module_root, render_ms="50-200", linked=True) as system:
+        yield system
+
+
+@pytest.fixture(scope="module")
+async def witness(system: System) -> AsyncIterator[Witness]:
+    async with watching(system) as witness:
+        yield witness
+
+
+@pytest.fixture(scope="module")
+def crowds() -> list[Crowd]:
+    return []
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.fault("N1", "N2")
+@pytest.mark.parametrize("server", ["nats", "postgres", "sim"])
+async def test_a_spoilt_connection_loses_and_doubles_nothing(
+    server: str, system: System, witness: Witness, crowds: list[Crowd]
+) -> None:
+    say(f"FORGE_TEST_SEED={SEED}")
+    crowds.append(Crowd(system, max(12, scaled(12)), users=4, dice=random.Random(SEED), pause=0.4))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(crowds[-1].play())
+        group.create_task(_spoil(system, server, random.Random(f"{SEED} {server}")))
+    evidence = await settled(witness, [one for crowd in crowds for one in crowd.asked], timeout=90)
+    say(f"{Counter(ends(evidence))}; ended on their own: {system.deaths}")
+    accepted = {id_ for one in crowds[-1].asked for id_ in one.answers}
+    assert set(ends(evidence, accepted)) == {"completed"}
+
+
+async def _spoil(system: System, server: str, dice: random.Random) -> None:
+    link = system.links[server]
+    link.delay = 0.02
+    for _ in range(3):
+        await asyncio.sleep(dice.uniform(0.1, 0.6))
+        link.reset()
+    if server == "sim":  # what NATS and Postgres say has no checksum of its own; TCP's has to do
+        link.corrupt = 2
+        await asyncio.sleep(0.5)
+    link.hole()
+    await asyncio.sleep(2)
+    link.heal()
+
+
+@pytest.mark.fault("N2")
+async def test_a_black_hole_is_told_in_time_and_heals(
+    system: System, witness: Witness, crowds: list[Crowd]
+) -> None:
+    asked = request("mei")
+    async with system.client("mei") as mei:
+        system.links["nats"].hole()
+        began = time.monotonic()
+        assert await ask(mei, asked) is None, "a 503 that says when to come again"
+        assert time.monotonic() - began < 3, "no hang: a second, and room for a busy machine"
+        system.links["nats"].heal()
+        await ask_until_answered(mei, asked)
+
+        system.links["postgres"].hole()
+        began = time.monotonic()
+        answer = await mei.get("/assets")
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True), answer.text
+        assert time.monotonic() - began < 8
+        system.links["postgres"].heal()
+
+        async def read() -> bool:
+            return (await mei.get("/assets")).status_code == 200
+
+        await wait_until(read, 20, "the tables are read again")
+    await settled(witness, [*(one for crowd in crowds for one in crowd.asked), asked])
