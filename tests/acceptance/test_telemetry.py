@@ -36,6 +36,7 @@ HOPS = {
     "forge.picture.develop": "forge.job.run",
     "forge.picture.keep": "forge.job.run",
     "forge.job.conclude": "forge.job.run",
+    "forge.picture.thumbnails": "forge.job.run",
 }
 """Every hop of a request that is drawn, and in which it lies; events are appended and projected in more."""
 
@@ -78,7 +79,8 @@ async def witness(system: System) -> AsyncIterator[Witness]:
 @pytest.fixture(scope="module")
 async def evidence(client: httpx.AsyncClient, witness: Witness) -> Evidence:
     """After one request of a client that traces, and names its request."""
-    asked = request("mei", params={"prompt": PROMPT, "width": 256, "height": 256})
+    wide = {"prompt": PROMPT, "width": 640, "height": 640}  # enough for thumbnails
+    asked = request("mei", params=wide)
     headers = {"X-Request-Id": "order-66", "traceparent": f"00-{TRACE}-{CLIENT}-01", "X-Forge-User": "mei"}
     answer = await client.post("/jobs", json=asked.body, headers=headers)
     assert answer.status_code == 202, answer.text
