@@ -7,6 +7,7 @@ import sys
 import click
 
 from forge.cli.assets import assets
+from forge.cli.asyncapi import asyncapi
 from forge.cli.at import at
 from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
@@ -52,7 +53,7 @@ def cli() -> None:
 for command in (
     *(demo, dev, setup, api, worker, sim),
     *(doctor, top, jobs, assets, keys, subscribers, settings, cleanup, replay),
-    *(at, whatif, bench, completion),
+    *(at, whatif, bench, asyncapi, completion),
     log,
 ):
     cli.add_command(command)
