@@ -210,9 +210,9 @@ def _uuid(kind: str, nth: int) -> UUID:
     return uuid5(_NAMESPACE, f"{kind} {nth}")
 
 
-async def write(nc: Client, count: int) -> None:
-    """So many events into an empty log, a thousand at once."""
-    log, facts, done = EventStore(nc), events(), 0
+async def write(nc: Client, count: int, *, after: int = 0) -> None:
+    """The events up to so many into a log that has those up to ``after``, a thousand at once."""
+    log, facts, done = EventStore(nc), islice(events(), after, None), after
     while done < count:
         drafts = [
             Draft(fact, _meta(done + nth, at)) for nth, (fact, at) in enumerate(islice(facts, MAX_BATCH))

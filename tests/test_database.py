@@ -181,6 +181,13 @@ async def test_what_trying_again_can_heal_has_that_name(database_dsn: str, state
                 await pool.execute(statement)
 
 
+async def test_a_connection_that_lost_its_place_is_no_answer() -> None:
+    """Seen when connections were reset while Postgres was killed: requests ended with 500."""
+    with pytest.raises(DatabaseUnavailable):
+        async with answering():
+            raise asyncpg.InternalClientError("cannot switch to state 15; another operation is in progress")
+
+
 async def test_a_slow_answer_is_no_answer(database_dsn: str) -> None:
     async with opened(database_dsn, command_timeout=0.1) as pool:
         with pytest.raises(DatabaseUnavailable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from forge.comfyui.protocol import Health
+from forge.comfyui.workflows import load as load_workflows
 from forge.database import migrations
 from forge.doctor import Finding, Level, examine
 from forge.doctor.checks import judge
@@ -25,6 +27,7 @@ from forge.doctor.facts import (
     Samples,
     Server,
 )
+from forge.doctor.gathering import strange
 from forge.domain.disk import Disk
 from forge.domain.keys import Key
 from forge.domain.memory import Bound
@@ -33,6 +36,7 @@ from forge.settings import ApiKey, Settings
 from forge.topology import EVENTS, Standing
 from keeping import house
 
+ROOT = Path(__file__).parents[1]
 STATE = {"first_seq": 1, "last_seq": 40, "num_deleted": 0, "messages": 0}
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 GB = 10**9
@@ -50,7 +54,7 @@ def facts(**changed: Any) -> Facts:
         strange={},
         dev_url=None,
         tested_nats=(2, 15, 1),
-        job_types=("ui_icon",),
+        job_types=load_workflows(),
         nats=Server("nats://nats", (2, 15, 1)),
         standings=(
             Standing(EVENTS, (), {"state": STATE}),
@@ -72,6 +76,7 @@ def facts(**changed: Any) -> Facts:
         volume=AssetVolume(Path("/assets"), True, True, Disk(GB, 10 * GB, 9 * GB), 0),
         comfyui_dirs={},
         comfyui={"http://comfyui": Health(True, "0.27.0", 0)},
+        nodes={},
         api=Answer("http://api", True, {}),
         memory=(Bound("machine", 1, 4 * GB),),
     )
@@ -119,7 +124,7 @@ def test_of_what_is_well_nothing_is_wrong() -> None:
             "unset FORGE_API_KEYS",
         ),
         ({"keys": ()}, "keys", "forge keys create"),
-        ({"comfyui_dirs": {Path("/c"): "no output"}}, "comfyui", "/c: no output"),
+        ({"comfyui_dirs": {"http://comfyui": (Path("/c"), "no output")}}, "comfyui", "/c: no output"),
         (
             {"keys": Away("keys: no answer within 4 s")},
             "keys",
@@ -141,6 +146,9 @@ def test_a_fallback_that_draws_is_a_warning_and_none_is_a_failure() -> None:
         if f.check == "comfyui" and f.remedy
     }
     assert levels == {Level.WARNING}
+    nothing_yet = {"http://a": (Path("/shared"), "it has neither output nor input")}
+    both = facts(comfyui={"http://a": away, "http://b": there}, comfyui_dirs=nothing_yet)
+    assert "/shared" not in wrong(judge(both))["comfyui"]
     assert "no ComfyUI can be used" in wrong(judge(facts(comfyui={"http://a": away})))["comfyui"]
 
 
@@ -167,6 +175,18 @@ def test_a_fresh_installation_has_no_marker_yet() -> None:
 
 def test_a_dev_needs_no_key() -> None:
     assert wrong(judge(facts(keys=(), dev_url="http://dev"))) == {}
+
+
+def test_what_compose_and_its_helpers_are_told_is_nothing_strange() -> None:
+    texts = [(ROOT / "compose.yml").read_text(), (ROOT / "forge").read_text()]
+    texts += [path.read_text() for path in (ROOT / "deploy").iterdir() if path.is_file()]
+    names = {name for text in texts for name in re.findall(r"FORGE_[A-Z_]*[A-Z]", text)}
+    assert {"FORGE_VERSION", "FORGE_NATS_URL"} <= names
+    assert strange(dict.fromkeys(names, "x")) == {}
+    assert strange({"FORGE_PROT": "1", "FORGE_NOTHING_LIKE_IT": "1"}) == {
+        "FORGE_NOTHING_LIKE_IT": "",
+        "FORGE_PROT": "FORGE_PORT",
+    }
 
 
 async def test_a_log_that_was_deleted_is_not_made_again_by_setup(

@@ -23,7 +23,7 @@ from forge.broker import connect
 from forge.cli import cli
 from forge.database import Pool
 from forge.embedded import EmbeddedNats
-from forge.errors import ReplayRefused
+from forge.errors import LogDamaged, ReplayRefused
 from forge.events.catalogue import Event
 from forge.events.envelope import headers
 from forge.projections import reading
@@ -321,6 +321,19 @@ async def test_without_a_projector_there_is_nothing_to_wait_for(nats_client: Cli
     rebuilt = await rebuild(nats_client, pool, PROJECTIONS)
     assert (rebuilt.compared, rebuilt.kept) == ((), False)
     assert await reading.position(pool) == last
+
+
+async def test_another_log_than_the_tables_came_from_is_refused(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool
+) -> None:
+    async with projecting(nats_server, pool):
+        await reaches(pool, await write(nats_client, range(10)))
+    before = await everything(pool)
+    await nats_client.jetstream().delete_stream(topology.EVENTS)
+    await topology.apply(nats_client)
+    with pytest.raises(LogDamaged):
+        await rebuild(nats_client, pool, PROJECTIONS, replace=True)
+    assert await everything(pool) == before
 
 
 # ------------------------------------------------------------ by the projector

@@ -105,7 +105,7 @@ async def replay(
         nc = await connect(settings.nats_url, "replay", login(settings.nats_passwords_dir, OPERATOR))
         stack.push_async_callback(nc.close)
         pool = await stack.enter_async_context(
-            database.opened(settings.postgres_dsn, most=3, command_timeout=600.0)
+            database.opened(settings.postgres_dsn, most=4, command_timeout=600.0)
         )
         chosen = [projection for projection in PROJECTIONS if projection.name in names]
         return await rebuild(nc, pool, chosen, replace=replace, progress=progress)

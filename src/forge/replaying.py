@@ -18,6 +18,7 @@ import asyncpg
 import msgspec
 from nats.aio.client import Client
 
+from forge import guard
 from forge.database import Connection, Pool, answering
 from forge.errors import ForgeError, LogUnavailable, ReplayRefused
 from forge.events.envelope import Recorded
@@ -89,6 +90,7 @@ async def rebuild(
     Raises:
         ReplayRefused: another replay is under way; a view stands in the way; the tables differ; or somebody
             holds the live ones and would not let go.
+        LogDamaged: the log is not the one, or not all, that the tables came from.
         LogUnavailable, LogUnreadable, DatabaseUnavailable: it cannot be done now; repeat it.
     """
     began = time.monotonic()
@@ -96,6 +98,7 @@ async def rebuild(
         await stack.enter_async_context(answering())
         swapping = await stack.enter_async_context(pool.acquire())
         await _alone(swapping)
+        await guard.check(EventStore(nc), swapping)
         live = await shadow.positions(swapping, await shadow.home(swapping))
         _not_newer(live, projections)
         folding = await stack.enter_async_context(pool.acquire())
@@ -106,7 +109,7 @@ async def rebuild(
         ]
         for fold in folds:
             await fold.upto(fold.comparable(live) or await fold.head())
-        await shadow.finish(folding, made, lambda done, of: progress(Step("indexing", done, of)))
+        await shadow.finish(pool, made, lambda done, of: progress(Step("indexing", done, of)))
         compared, found = await _compare(pool, folding, made, folds, progress)
         if found and not replace:
             raise ReplayRefused(_differ(found))

@@ -184,6 +184,11 @@ def progress(job_id: UUID) -> str:
     return f"forge.live.job.{job_id}"
 
 
+def public(asset_type: str) -> str:
+    """The filter of what other services hear of one type of asset."""
+    return f"forge.public.asset.{token(asset_type)}.*.ready"
+
+
 def ticket_office(office: str) -> str:
     """Where an API process is asked about the tickets it gave."""
     return f"forge.live.ticket.{office}"

@@ -66,8 +66,8 @@ class Link:
     # -------------------------------------------------------------- forwarding
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._open.wait()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # a server that ends cancels its handlers
+            await self._open.wait()
             there, where = None, self._server()
             if where.path is not None:
                 far, there = await asyncio.open_unix_connection(where.path)

@@ -237,6 +237,13 @@ async def test_a_setting_that_cannot_be_used(a_system: Clinic) -> None:
     await a_system.names("settings", "FORGE_DISK_CLEAN_RATIO=0.9", "FORGE_DISK_CLEAN_RATIO", **ratios)
 
 
+async def test_a_model_that_comfyui_does_not_have(a_system: Clinic) -> None:
+    nowhere = {"FORGE_MODELS": "checkpoint=nowhere.safetensors"}
+    said = "CheckpointLoaderSimple has no ckpt_name 'nowhere.safetensors'"
+    found = await a_system.names("job_types", said, "FORGE_MODELS", **nowhere)
+    assert found.found.startswith("character_portrait, fate_card, npc_bust, ui_icon cannot be drawn at ")
+
+
 async def test_a_variable_that_is_misspelt(a_system: Clinic) -> None:
     await a_system.names(
         "settings", "FORGE_QUEUE_LIMITS is no setting", "FORGE_QUEUE_LIMIT", FORGE_QUEUE_LIMITS="9"

@@ -22,6 +22,8 @@ from acceptance.order import out_of_turn
 from acceptance.players import ask_until_answered, request, scaled
 from acceptance.settling import ends, settled, watching
 from acceptance.system import running, say
+from forge.asyncapi import document
+from schemas import Described
 
 USERS = 20
 KINDS = ("ui_icon", "character_portrait", "npc_bust", "fate_card")
@@ -54,6 +56,14 @@ async def evidence(module_root: Path, asked: list[Asked]) -> AsyncIterator[Evide
 def test_all_complete_with_a_picture_each(evidence: Evidence, asked: list[Asked]) -> None:
     assert Counter(ends(evidence)) == {"completed": len(asked)}
     assert len(evidence.assets) == len(evidence.files) == len(evidence.references) == len(asked)
+
+
+def test_every_message_is_as_the_asyncapi_document_says(evidence: Evidence) -> None:
+    described = Described(document())
+    messages = [*evidence.events, *evidence.public]
+    wrong = [fault for one in messages for fault in described.faults(one.type, one.headers, one.data)]
+    assert wrong == []
+    assert len({one.type for one in messages}) >= 5
 
 
 def test_each_is_drawn_once_at_its_first_attempt(evidence: Evidence, asked: list[Asked]) -> None:

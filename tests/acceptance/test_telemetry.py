@@ -22,6 +22,7 @@ from waiting import wait_until
 SECRET = "s3cret-of-the-operator"
 PROMPT = "a jade hairpin nobody must read in a log"
 TRACE, OTHER = "0af7651916cd43dd8448eb211c80319c", "1bf7651916cd43dd8448eb211c80319d"
+UNSAMPLED, LAST = "2cf7651916cd43dd8448eb211c80319e", "3df7651916cd43dd8448eb211c80319f"
 CLIENT = "b7ad6b7169203331"
 BEARER = {"Authorization": f"Bearer {SECRET}"}
 
@@ -35,6 +36,7 @@ HOPS = {
     "forge.picture.develop": "forge.job.run",
     "forge.picture.keep": "forge.job.run",
     "forge.job.conclude": "forge.job.run",
+    "forge.picture.thumbnails": "forge.job.run",
 }
 """Every hop of a request that is drawn, and in which it lies; events are appended and projected in more."""
 
@@ -77,7 +79,8 @@ async def witness(system: System) -> AsyncIterator[Witness]:
 @pytest.fixture(scope="module")
 async def evidence(client: httpx.AsyncClient, witness: Witness) -> Evidence:
     """After one request of a client that traces, and names its request."""
-    asked = request("mei", params={"prompt": PROMPT, "width": 256, "height": 256})
+    wide = {"prompt": PROMPT, "width": 640, "height": 640}  # enough for thumbnails
+    asked = request("mei", params=wide)
     headers = {"X-Request-Id": "order-66", "traceparent": f"00-{TRACE}-{CLIENT}-01", "X-Forge-User": "mei"}
     answer = await client.post("/jobs", json=asked.body, headers=headers)
     assert answer.status_code == 202, answer.text
@@ -192,6 +195,21 @@ async def test_a_job_that_fails_is_found_by_what_its_client_was_told(
     (line,) = [line for line in _lines(system) if line.get("correlation") == told]
     assert (line["event"], line["code"]) == ("an attempt failed", "prompt_failed")
     assert (line["job"], line["attempt"], line["trace"]) == (job, "1", OTHER)
+
+
+async def test_a_client_that_does_not_sample_is_heeded(
+    collector: Collector, client: httpx.AsyncClient, witness: Witness, evidence: Evidence
+) -> None:
+    unsampled, sampled = f"00-{UNSAMPLED}-{CLIENT}-00", f"00-{LAST}-{CLIENT}-01"
+    asked = request("lan")
+    answer = await client.post("/jobs", json=asked.body, headers={"traceparent": unsampled})
+    await happened(witness, "completed", job=answer.json()["id"])
+    await client.get("/queue", headers={"traceparent": sampled})
+    await wait_until(lambda: collector.of(LAST), what="what came later is collected")
+    assert collector.of(UNSAMPLED) == []
+    mine = [e for e in await witness.events() if e.data.get("job_id") == answer.json()["id"]]
+    kept = {event.headers["traceparent"][3:35] + event.headers["traceparent"][-3:] for event in mine}
+    assert kept == {f"{UNSAMPLED}-00"}, "the trace is handed on all the same"
 
 
 async def test_no_line_and_no_span_holds_a_secret_or_a_prompt(

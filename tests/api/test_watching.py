@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,19 @@ async def test_every_query_asks_for_what_forge_shows(shown: dict[str, set[str]])
         for kept, inner in grouped(tree):
             for selector in selectors(inner):
                 assert kept <= shown[selector.name] | TARGETS, f"{case.id}: {selector.name} has no {kept}"
+
+
+async def test_the_telemetry_page_names_what_there_is(shown: dict[str, set[str]]) -> None:
+    page = (ROOT / "docs/TELEMETRY.md").read_text()
+    numbers_told = set(re.findall(r"`(forge_[a-z_]+)`", page)) - {"forge_archive_lag"}  # of a table's row
+    assert len(numbers_told) > 20
+    assert numbers_told <= set(shown), numbers_told - set(shown)
+    alerts_told = set(re.findall(r"\bForge[A-Z]\w+", page))
+    assert alerts_told <= {rule["alert"] for rule in RULES}
+    code = "".join(path.read_text() for path in (ROOT / "src/forge").rglob("*.py"))
+    spans = set(re.findall(r"(?:part|span|afterwards)\(\s*\"(forge\.[a-z.]+)\"", code))
+    tree = page.partition("```\nPOST")[2].partition("```")[0]
+    assert spans == set(re.findall(r"forge\.[a-z]+(?:\.[a-z]+)*", tree))
 
 
 def test_alerts_name_codes_that_forge_answers_with() -> None:

@@ -328,6 +328,27 @@ async def test_a_seed_changes_the_sampler_and_what_follows_only(pair: Pair) -> N
     assert sorted(entry["status"]["messages"][1][1]["nodes"]) == ["4", "5", "6", "7"]
 
 
+async def test_another_device_draws_the_same_wish_in_other_pixels(pair: Pair) -> None:
+    simulator, server = pair
+
+    async def drawn(seed: int) -> bytes:
+        image = (await server.run(sampled("fire portrait", seed)))["outputs"]["9"]["images"][0]
+        return (await server.ask("GET", "/view", params=image)).body
+
+    here = await drawn(7)
+    await drawn(8)  # the cache forgets the first
+    simulator.faults = Faults(other_device=True)
+    there = await drawn(7)
+    assert pixels(here) != pixels(there)
+    await drawn(8)
+    simulator.faults = Faults()
+    assert pixels(await drawn(7)) == pixels(here)
+
+
+def pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).convert("RGB").tobytes()
+
+
 PROMPTS = {
     "portrait": ("portrait of a water sect maiden", 128, 192),
     "bust": ("npc bust, angry old general, metal armor", 160, 160),

@@ -58,6 +58,7 @@ class Here:
             "8600": str(self.ports["api"]),
             "8601": str(self.worker_ports.get(service, 0)),
             "0.0.0.0": "127.0.0.1",
+            **({"api": "127.0.0.1"} if text == "api" and service == "forge" else {}),
             "/run/secrets": str(self.root / "run" / service),
             "/comfyui/": f"{self.root}/comfyui/",
             "/etc/nats": str(ROOT / "nats"),
@@ -153,6 +154,7 @@ async def test_what_compose_starts_draws_a_picture(here: Here) -> None:
     here.draw()
     wanted = {name: service for name, service in services().items() if "comfyui" not in name}
     wanted.pop("postgres")
+    tool = wanted.pop("forge")
     for name, service in wanted.items():
         for needed, how in service.get("depends_on", {}).items():
             if needed in wanted:
@@ -177,6 +179,11 @@ async def test_what_compose_starts_draws_a_picture(here: Here) -> None:
 
         await wait_until(drawn, 40, "a picture of the fallback")
         assert (await client.get("/backends")).json()["state"] == "fallback"
+    here.start("forge", tool | {"command": [*tool["command"], "--json"]})
+    assert await asyncio.to_thread(here.processes["forge"].wait, 40) == 1
+    found = [json.loads(line) for line in (here.root / "forge.log").read_text().splitlines()]
+    [away] = [f for f in found if f["level"] != "ok"]
+    assert (away["check"], away["level"]) == ("comfyui", "warning"), "the one on the GPU is not there"
     ended = await asyncio.to_thread(here.stop)
     assert {ended[name] for name in ("api", "worker", "projector", "cleanup", "setup")} == {0}
 

@@ -242,6 +242,13 @@ async def test_of_projectors_at_once_one_wins_every_step(pool: Pool, log: Log, s
     assert sum(lost) > 0, "nobody ever lost: this test says nothing"
 
 
+async def test_emptied_tables_are_not_begun_in_the_middle(pool: Pool, log: Log) -> None:
+    async with pool.acquire() as connection:
+        with pytest.raises(Conflict):
+            await advance(connection, ALL, log.records[10:], {projection.name: 10 for projection in ALL})
+        assert await connection.fetchval("select count(*) from generation_queue") == 0
+
+
 @pytest.mark.fault("C1")
 async def test_an_older_code_never_moves_a_newer_checkpoint(pool: Pool, log: Log) -> None:
     newer: Any = Projection("queue", version=2, tables=queue.tables)

@@ -23,12 +23,15 @@ from forge.domain.dispatch import Line
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start
 from forge.embedded import EmbeddedNats
 from forge.eventstore import EventStore
+from forge.telemetry import span
 from forge.topology import DISPATCH, GENERATION
 from forge.topology import order as order_subject
 from forge.workers import dispatcher
 from forge.workers.dispatcher import Dispatcher
 from forge.workers.orders import Order, decode
 from waiting import wait_until
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class House:
@@ -344,3 +347,17 @@ async def test_nothing_is_left_behind(house: House, nats_server: EmbeddedNats) -
 
     # the deletion is said, not asked: the server acts on it soon, and long before it would by itself
     await wait_until(nobody_follows, what="the follower's consumer is gone")
+
+
+async def test_an_order_is_part_of_the_trace_of_who_asked(house: House, nats_server: EmbeddedNats) -> None:
+    with span("request", TRACEPARENT):
+        traced = await house.submit()
+    plain = await house.submit()
+    async with dispatching(nats_server) as dispatcher:
+        orders = [await house.take() for _ in range(2)]
+        assert {order.job_id: order.traceparent for order, _ in orders} == {traced: TRACEPARENT, plain: ""}
+        for order, message in orders:
+            await house.begin(order)
+            await house.complete(order, message)
+        await wait_until(lambda: not dispatcher.line.jobs, what="both are over")
+        assert dispatcher._traces == {}, "and forgotten"

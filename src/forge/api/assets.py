@@ -120,7 +120,8 @@ async def find(
     after = _place(mark, key, cursor)
     async with listing(parts, min_seq) as tables:
         rows = await table.page(tables.connection, tenant, wanted, sort, after, limit + 1)
-        estimate = await table.estimate(tables.connection, tenant, wanted)
+        whole = after is None and len(rows) <= limit  # seen to its end, it need not be counted
+        estimate = len(rows) if whole else await table.estimate(tables.connection, tenant, wanted)
     page = AssetPage(
         items=[asset_of_row(row) for row in rows[:limit]],
         next_cursor=_cursor(mark, key, rows[limit - 1]) if len(rows) > limit else None,

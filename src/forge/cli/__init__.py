@@ -7,6 +7,7 @@ import sys
 import click
 
 from forge.cli.assets import assets
+from forge.cli.asyncapi import asyncapi
 from forge.cli.at import at
 from forge.cli.bench import bench
 from forge.cli.cleanup import cleanup
@@ -18,6 +19,7 @@ from forge.cli.log import log
 from forge.cli.replay import replay
 from forge.cli.settings import settings
 from forge.cli.sim import sim
+from forge.cli.subscribers import subscribers
 from forge.cli.systems import api, demo, dev, setup, worker
 from forge.cli.top import top
 from forge.cli.whatif import whatif
@@ -50,8 +52,8 @@ def cli() -> None:
 
 for command in (
     *(demo, dev, setup, api, worker, sim),
-    *(doctor, top, jobs, assets, keys, settings, cleanup, replay),
-    *(at, whatif, bench, completion),
+    *(doctor, top, jobs, assets, keys, subscribers, settings, cleanup, replay),
+    *(at, whatif, bench, asyncapi, completion),
     log,
 ):
     cli.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from forge.comfyui import protocol
 from forge.comfyui.http import Http, form
@@ -98,6 +99,15 @@ class Server:
                 raise PictureRefused(f"ComfyUI stored the upload under {stored[:80]!r}")
             case _:
                 raise BackendUnreachable(f"ComfyUI answered {answer.status} to an upload")
+
+    async def node(self, name: str) -> dict[str, Any]:
+        """What it says of a node class, empty where it has none.
+
+        Raises:
+            BackendUnreachable: no answer.
+        """
+        found = (await self._read(f"/object_info/{quote(name, safe='')}")).get(name)
+        return found if isinstance(found, dict) else {}
 
     async def health(self, timeout: float) -> Health:
         """One probe of at most `timeout` seconds; never raises."""

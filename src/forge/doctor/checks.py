@@ -3,13 +3,15 @@ server that is away is not looked at, and not a finding of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from forge.comfyui.nodes import lacking
+from forge.comfyui.workflows import Workflow
 from forge.doctor.facts import Away, Facts, Position, Unseen, seen
 from forge.domain import disk as rules
 from forge.domain import memory as memory_rules
@@ -103,11 +105,28 @@ def settings(facts: Facts) -> Verdicts:
 
 def job_types(facts: Facts) -> Verdicts:
     if isinstance(facts.job_types, Away):
+        remedy = "mend the files it names (docs/JOB_TYPES.md); forge does not start so"
+        yield failure(facts.job_types.why, remedy)
+        return
+    lacks = list(_lacks(facts, facts.job_types))
+    for url, what in sorted({(url, what) for url, _, what in lacks}):
+        names = ", ".join(name for at, name, it in lacks if (at, it) == (url, what))
         yield failure(
-            facts.job_types.why, "mend the files it names (docs/JOB_TYPES.md); forge does not start so"
+            f"{names} cannot be drawn at {url}: {what}",
+            "put it into that ComfyUI, or name one that it has (FORGE_MODELS, or the job type's own files)",
         )
-    else:
+    if not lacks:
         yield ok(", ".join(facts.job_types))
+
+
+def _lacks(facts: Facts, workflows: Mapping[str, Workflow]) -> Iterator[tuple[str, str, str]]:
+    """Address of a ComfyUI that is there, job type, and what is not there for it."""
+    for url, info in facts.nodes.items():
+        if isinstance(info, Away):
+            continue
+        for name, workflow in workflows.items():
+            slots = {target for param in workflow.params.values() for target in param.targets}
+            yield from ((url, name, what) for what in lacking(workflow.graph, info, slots))
 
 
 # ------------------------------------------------------------------------ log
@@ -306,9 +325,9 @@ def comfyui(facts: Facts) -> Verdicts:
             yield failure(what, "start it, or name one that runs in FORGE_COMFYUI_URLS")
         else:
             yield warning(_away(url, health.detail), "start it; others draw meanwhile")
-    for directory, wrong in seen(facts.comfyui_dirs).items():
-        if wrong:
-            what = f"{directory}: {wrong}, so what forge had drawn stays there"
+    for url, (directory, wrong) in seen(facts.comfyui_dirs).items():
+        if wrong and url not in away:  # one that never ran has nothing there
+            what = f"{directory}: {wrong}, so what {url} draws for forge stays there"
             yield warning(what, "mount ComfyUI's directory there, writable, or set FORGE_COMFYUI_DIRS right")
 
 

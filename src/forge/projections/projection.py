@@ -282,7 +282,7 @@ def _greatest(one: Any, other: Any) -> Any:
 def _statement(row: _Pending) -> str:
     """One statement for many rows of one shape, given as a JSON array: the table itself gives the types."""
     table, key = row.table.name, row.table.key
-    given = f"jsonb_populate_recordset(null::{table}, $1::jsonb) as g"
+    given = f"json_populate_recordset(null::{table}, $1::json) as g"
     put = [column for column in row.put if column not in key]
     if not row.created:
         changed = ", ".join(f'"{c}" = g."{c}"' for c in put)

@@ -6,18 +6,24 @@ are the ordinary ones. What they replace is kept in another schema until it is k
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
 
 import msgspec
 
-from forge.database import Connection
+from forge.database import Connection, Pool
 from forge.errors import ReplayRefused
 from forge.projections.projection import Projection, Table
 
 SHADOW, BEFORE = "forge_shadow", "forge_before"
 
 _ANALYSED_SECONDS = 3600.0
-_INDEXING_MEMORY = "256MB"
+_INDEXING_MEMORY = "128MB"
+_INDEXERS = 2
+"""Connections that make indexes beside each other."""
+
 _EXAMPLES = 3
 _BUCKETS = 1024
 
@@ -135,18 +141,39 @@ async def _like(connection: Connection, live: str, name: str) -> None:
         await connection.execute(statement[0])
 
 
-async def finish(connection: Connection, shadow: Shadow, tell: Callable[[int, int], None]) -> None:
+async def finish(pool: Pool, shadow: Shadow, tell: Callable[[int, int], None]) -> None:
     """The other indexes, and what the planner wants to know; ``tell`` hears how many of how many are done."""
-    statements = [f"set maintenance_work_mem = '{_INDEXING_MEMORY}'"]
-    for name in shadow.names:
-        source = f"{shadow.live}.{name}"
-        found = await connection.fetch(_INDEXES, source, shadow.live, name, SHADOW)
-        found += await connection.fetch(_CONSTRAINTS, source, SHADOW, name, [b"u"])
-        statements += [row[0] for row in found]
-    statements += [f"analyze {SHADOW}.{name}" for name in shadow.names]
-    for nth, statement in enumerate(statements):
-        tell(nth, len(statements))
-        await connection.execute(statement, timeout=_ANALYSED_SECONDS)
+    indexes: list[str] = []
+    others: list[str] = []  # which want a table for themselves
+    async with pool.acquire() as connection:
+        for name in shadow.names:
+            source = f"{shadow.live}.{name}"
+            indexes += [r[0] for r in await connection.fetch(_INDEXES, source, shadow.live, name, SHADOW)]
+            others += [r[0] for r in await connection.fetch(_CONSTRAINTS, source, SHADOW, name, [b"u"])]
+    others += [f"analyze {SHADOW}.{name}" for name in shadow.names]
+    done, of = count(1), len(indexes) + len(others)
+    for statements in (indexes, others):
+        waiting = iter(sorted(statements, key=lambda sql: "USING gin" not in sql))  # the slow ones first
+        await _beside(*(_run_all(pool, waiting, lambda: tell(next(done), of)) for _ in range(_INDEXERS)))
+
+
+async def _beside(*work: Coroutine[Any, Any, None]) -> None:
+    """Do all of it; the first error ends the rest, and is raised as it is."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _run_all(pool: Pool, statements: Iterator[str], tell: Callable[[], None]) -> None:
+    async with pool.acquire() as connection:
+        await connection.execute(f"set maintenance_work_mem = '{_INDEXING_MEMORY}'")
+        for statement in statements:
+            await connection.execute(statement, timeout=_ANALYSED_SECONDS)
+            tell()
 
 
 async def drop(connection: Connection, schema: str) -> bool:

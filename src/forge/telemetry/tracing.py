@@ -90,7 +90,7 @@ def part(
         @functools.wraps(call)
         async def inside(*args: P.args, **kwargs: P.kwargs) -> T:
             began = time.perf_counter()
-            traced = _Collected.anywhere and trace.get_current_span().get_span_context().is_valid
+            traced = _Collected.anywhere and trace.get_current_span().is_recording()
             try:
                 with _span(name, "", None, kind) if traced else _NONE:
                     return await call(*args, **kwargs)

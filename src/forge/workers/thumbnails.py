@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context, copy_context
 
 from forge.canonical import THUMBNAIL_WIDTHS
 from forge.errors import ForgeError
 from forge.events.assets import AssetStored
 from forge.images import Workshop
 from forge.store import Store
+from forge.telemetry import span
 
 log = logging.getLogger("forge.generation")
 
@@ -27,23 +29,27 @@ class Thumbnails:
 
     def __init__(self, store: Store, workshop: Workshop) -> None:
         self.store, self.workshop = store, workshop
-        self._wanted: asyncio.Queue[AssetStored] = asyncio.Queue(MOST)
+        self._wanted: asyncio.Queue[tuple[AssetStored, Context]] = asyncio.Queue(MOST)
 
     def want(self, picture: AssetStored) -> None:
         """Have them made soon, unless too many wait or it is so small that whoever asks will hardly wait."""
         small = max(picture.width, picture.height) <= min(THUMBNAIL_WIDTHS)
         if not small and not self._wanted.full():
-            self._wanted.put_nowait(picture)
+            self._wanted.put_nowait((picture, copy_context()))
 
     async def run(self) -> None:
         """Make what is wanted, for ever."""
         while True:
-            picture = await self._wanted.get()
-            try:
+            picture, of_job = await self._wanted.get()
+            await asyncio.create_task(self._attend(picture), context=of_job)
+
+    async def _attend(self, picture: AssetStored) -> None:
+        try:
+            with span("forge.picture.thumbnails"):
                 await self._make(picture.content_hash, picture.format)
-            except (ForgeError, OSError) as error:
-                fields = {"asset": str(picture.asset_id), "error": str(error)}
-                log.warning("no thumbnails: the API will try again", extra=fields)
+        except (ForgeError, OSError) as error:
+            fields = {"asset": str(picture.asset_id), "error": str(error)}
+            log.warning("no thumbnails: the API will try again", extra=fields)
 
     async def _make(self, content_hash: str, fmt: str) -> None:
         store = self.store

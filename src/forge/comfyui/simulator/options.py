@@ -33,6 +33,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Message types and keys no client knows are mixed in."""
     hostile: Hostile = ""
     """What SaveImage leaves behind instead of a picture."""
+    other_device: bool = False
+    """Pictures come out as on another kind of GPU: the same graph and seed, other pixels."""
     node_errors_next: int = 0
     """Answer 200 with a non-empty `node_errors`; the prompt runs all the same."""
     refuse_next: int = 0

@@ -193,6 +193,10 @@ class Worker:
             return Result((inputs["images"],), {"images": images})
         if class_type == "PreviewAny":
             return Result((str(inputs["source"]),), {"text": [str(inputs["source"])]})
+        if class_type in SAMPLERS and self.faults.other_device:
+            (latent,) = compute(class_type, inputs, self._folders)
+            other = latent.wish._replace(negative=f"{latent.wish.negative} on another device")
+            return Result((latent._replace(wish=other),), None)
         if is_heavy(class_type):
             return Result(await asyncio.to_thread(compute, class_type, inputs, self._folders), None)
         return Result(compute(class_type, inputs, self._folders), None)
