@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -42,6 +42,8 @@ MISTAKES = (
 QUIET_SECONDS, FAULT_SECONDS = 2.0, 6.0
 MOST = 5
 """Faults at once; of four rounds one has none, so that healing is seen to be whole."""
+GRACE_SECONDS = 30
+"""How long a file without a row stays: longer than any conclusion is held up here."""
 USERS = 12
 JOBS_PER_SECOND = 3.0
 
@@ -57,7 +59,14 @@ async def run(root: Path, seed: int, seconds: float, say: Say) -> Counter[str]:
     dice = random.Random(seed)
     jobs = max(USERS, round(seconds * JOBS_PER_SECOND))
     async with (
-        running(root, render_ms="50-200", apis=2, linked=True, workers=(*WORKERS, *PAIRS)) as system,
+        running(
+            root,
+            render_ms="50-200",
+            apis=2,
+            linked=True,
+            workers=(*WORKERS, *PAIRS),
+            FORGE_ORPHAN_GRACE_SECONDS=str(GRACE_SECONDS),
+        ) as system,
         watching(system) as witness,
     ):
         crowd = Crowd(system, jobs, USERS, dice, pause=0.6 * seconds * USERS / jobs, fickle=0.2)
@@ -67,7 +76,7 @@ async def run(root: Path, seed: int, seconds: float, say: Say) -> Counter[str]:
             while (at := time.monotonic() - began) < seconds:
                 await _round(system, dice, lambda line, at=at: say(f"{at:7.1f} s  {line}"))
         await _healed(system)
-        evidence = await settled(witness, crowd.asked, timeout=240)
+        evidence = await settled(witness, crowd.asked, timeout=240, orphans_go=True)
         how = Counter(ends(evidence))
         say(f"{dict(how)}; asked {len(crowd.asked)}; ended on their own: {Counter(system.deaths)}")
         return how
@@ -142,6 +151,14 @@ async def _healed(system: System) -> None:
         await system.faults(**dict.fromkeys(MISTAKES, 0))
 
 
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(prog="./forge chaos", description=__doc__)
     asked.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 10**6))
@@ -155,7 +172,8 @@ def main() -> None:
     try:
         asyncio.run(run(root, given.seed, given.minutes * 60, lambda line: print(line, flush=True)))  # noqa: T201
     except* AssertionError as wrong:
-        print(f"seed {given.seed}: {wrong.exceptions[0]}", file=sys.stderr)  # noqa: T201
+        for leaf in _leaves(wrong):
+            print(f"seed {given.seed}: {leaf}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     if given.dir is None:
         shutil.rmtree(root, ignore_errors=True)

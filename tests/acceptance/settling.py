@@ -37,15 +37,23 @@ async def watching(system: System) -> AsyncIterator[Witness]:
 
 
 async def settled(
-    witness: Witness, asked: Iterable[Asked] = (), timeout: float = 60.0, given_up: Collection[str] = ()
+    witness: Witness,
+    asked: Iterable[Asked] = (),
+    timeout: float = 60.0,
+    given_up: Collection[str] = (),
+    *,
+    orphans_go: bool = False,
 ) -> Evidence:
-    """Everything, once all jobs are over and every reader has caught up, checked against every invariant."""
+    """Everything, once all jobs are over and every reader has caught up, checked against every invariant.
+
+    With `orphans_go` files of attempts that came to nothing are waited for to go, which takes their grace.
+    """
     reasons: list[str] = []
     began = time.monotonic()
 
     async def quiet() -> bool:
         with contextlib.suppress(*ABSENT):
-            reasons[:] = await _unrest(witness, given_up)
+            reasons[:] = await _unrest(witness, given_up) or (await _orphans(witness) if orphans_go else [])
         return reasons == []
 
     reasons.append("nobody answered")
@@ -80,6 +88,12 @@ async def _unrest(witness: Witness, given_up: Collection[str]) -> list[str]:
     if len(await witness.public()) < sum(event.type == "forge.asset.ready.v1" for event in events):
         found.append("the public stream is behind")
     return found
+
+
+async def _orphans(witness: Witness) -> list[str]:
+    evidence = await witness.everything()
+    rows = {row["file_path"] for row in evidence.assets.values()}
+    return [f"{path} has no row yet, or no more" for path in evidence.files.keys() - rows]
 
 
 def over(events: list[Message]) -> bool:
