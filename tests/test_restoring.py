@@ -300,6 +300,19 @@ async def test_what_the_copy_does_not_have_yet_is_saved(
         assert await entries(log) == whole
 
 
+async def test_what_was_cut_off_before_it_was_copied_is_lost_only_by_word(
+    nats_server: EmbeddedNats, events: EventStore, connection: Connection, written: list[Entry]
+) -> None:
+    """The server counts what it no longer has, and nothing of it is due."""
+    await write(events, COUNT + 1, COUNT + 2)
+    async with after(nats_server, damage.cut) as log:
+        with pytest.raises(RestoreRefused, match=f"2 events behind event {COUNT} .* --shorter"):
+            await restored(log, connection)
+        done = await restored(log, connection, shorter=True)
+        assert (done.events, done.saved, done.lost) == (COUNT, 0, 2)
+        assert await entries(log) == written
+
+
 async def test_nothing_is_given_up_unasked(
     nats_server: EmbeddedNats,
     events: EventStore,

@@ -71,10 +71,12 @@ async def setup(settings: Settings) -> list[str]:
     """
     nc = await connect(settings.nats_url, "setup", login(settings.nats_passwords_dir, OPERATOR))
     try:
+        await topology.await_leader(nc)
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
-        done = [f"{change.name}: {change.outcome}" for change in await topology.apply(nc)]
+        changes = await topology.apply(nc, replicas=settings.nats_replicas)
     finally:
         await nc.close()
+    done = [f"{change.name}: {change.outcome}" for change in changes]
     return done + [f"{name}: applied" for name in await database.migrate(settings.postgres_dsn)]
 
 

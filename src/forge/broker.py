@@ -103,7 +103,7 @@ async def connect(
         options |= {"user": login.user, "password": login.password}
     nc = _Client()
     try:
-        await asyncio.wait_for(nc.connect(url, **options), CONNECT_SECONDS)
+        await asyncio.wait_for(nc.connect(url.split(","), **options), CONNECT_SECONDS)
     except NotLetIn:
         await nc.close()
         raise

@@ -94,15 +94,19 @@ async def written(events: EventStore, first: int, last: int) -> AsyncGenerator[l
     Raises:
         LogDamaged: it lacks one of them.
     """
-    if first > last:
+    done = first - 1
+    if done >= last:
         return
     async with aclosing(follow_written(events.nc, first)) as batches:
         async for batch in batches:
             page = [entry for entry in batch.entries if entry.seq <= last]
             if page:
                 yield page
-            if page and page[-1].seq == last:
+                done = page[-1].seq
+            if done == last:
                 return
+            if batch.caught_up:
+                raise LogDamaged(f"the {last - done} events behind event {done} are gone")
 
 
 async def export(

@@ -45,7 +45,16 @@ _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator may set; every field names its variable, meaning and unit."""
 
-    nats_url: Annotated[str, Setting("FORGE_NATS_URL", "where the event log lives")] = "nats://127.0.0.1:4222"
+    nats_url: Annotated[
+        str, Setting("FORGE_NATS_URL", "where the event log lives; of a cluster all servers, comma separated")
+    ] = "nats://127.0.0.1:4222"
+    nats_replicas: Annotated[
+        int | None,
+        Setting(
+            "FORGE_NATS_REPLICAS",
+            "copies of every stream that `forge setup` makes: 3 in a cluster of three; default: as it is",
+        ),
+    ] = None
     nats_passwords_dir: Annotated[
         Path | None,
         Setting(
@@ -363,6 +372,7 @@ def _api_key(text: str) -> ApiKey:
 
 def _check(s: Settings) -> None:
     bounds = {
+        "nats_replicas": s.nats_replicas in (None, 1, 3, 5),
         "port": 0 <= s.port <= 65535,
         "asset_ttl_seconds": s.asset_ttl_seconds > 0,
         "asset_use_extends_seconds": s.asset_use_extends_seconds >= 0,

@@ -20,7 +20,7 @@ import msgspec
 from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
-from forge.errors import NotSetUp, TopologyDiffers
+from forge.errors import LogUnavailable, NotSetUp, TopologyDiffers
 from forge.events.assets import (
     AssetFault,
     AssetGivenUp,
@@ -263,14 +263,39 @@ class Change(msgspec.Struct, frozen=True):
     outcome: str
 
 
-async def apply(nc: Client, folder: Path | None = None) -> list[Change]:
+async def apply(nc: Client, folder: Path | None = None, *, replicas: int | None = None) -> list[Change]:
     """Bring the server to what ``streams.json`` and ``consumers.json`` say; may be repeated.
+
+    ``replicas`` is how many servers of a cluster hold each stream; None leaves it as it is.
 
     Raises:
         TopologyDiffers: the server refuses a change; says which fields differ and why it refused.
         LogUnavailable: no answer.
     """
-    return [await _apply(nc, path, body) for path, body in _declared(folder).items()]
+    declared = _declared(folder)
+    if replicas is not None:
+        for path, body in declared.items():
+            if _kind(path) == "STREAM":
+                body["num_replicas"] = replicas
+    return [await _apply(nc, path, body) for path, body in declared.items()]
+
+
+async def await_leader(nc: Client, within: float = 30.0) -> None:
+    """Wait until the servers of a cluster that have just started have agreed on one that leads.
+
+    Raises:
+        LogUnavailable: they have not.
+    """
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        try:
+            await request(nc, "INFO", timeout=2.0)
+        except LogUnavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            return
 
 
 async def await_setup(nc: Client, needed: Sequence[str], within: float = 30.0) -> None:

@@ -70,11 +70,11 @@ class System:
     `dispatcher`, `projector` and `housekeeping`.
     """
 
-    def __init__(self, root: Path, *, render_ms: str, **more: str) -> None:
+    def __init__(self, root: Path, *, render_ms: str, nats: EmbeddedNats | None = None, **more: str) -> None:
         self.root, self.data_dir, self.render_ms = root, root / "data", render_ms
         for folder in (root, self.data_dir, root / "log"):
             folder.mkdir(mode=0o755, exist_ok=True)
-        self.nats = EmbeddedNats(root / "nats", log=root / "log" / "nats.log", anybody=True)
+        self.nats = nats or EmbeddedNats(root / "nats", log=root / "log" / "nats.log", anybody=True)
         self.postgres = EmbeddedPostgres(root / "postgres", log=root / "log" / "postgres.log")
         self.members: dict[str, EmbeddedNats | EmbeddedPostgres | Command] = {}
         self.down: set[str] = set()
@@ -193,7 +193,7 @@ class System:
             return self.postgres
         kind = name.rstrip("0123456789")
         if kind in ("api", "sim"):
-            self.ports.setdefault(name, _free_port())
+            self.ports.setdefault(name, free_port())
         words = {
             "sim": [
                 "sim",
@@ -279,13 +279,14 @@ async def running(
     apis: int = 1,
     linked: bool = False,
     workers: tuple[str, ...] = WORKERS,
+    nats: EmbeddedNats | None = None,
     **more: str,
 ) -> AsyncIterator[System]:
     """A system that serves; `more` are further variables. `workers` may leave some for the test to start.
 
-    `linked`: every server is reached through a proxy that can be spoilt.
+    `linked`: every server is reached through a proxy that can be spoilt. `nats`: another server of the log.
     """
-    system = System(root, render_ms=render_ms, **more)
+    system = System(root, render_ms=render_ms, nats=nats, **more)
     system.start("nats", "postgres")
     began = time.monotonic()
     watch = None
@@ -313,8 +314,7 @@ async def running(
 
 def assert_nothing_was_refused(system: System) -> None:
     """No process of forge tried what its user of NATS may not: nats-server writes down each attempt."""
-    log = (system.root / "log" / "nats.log").read_text()
-    refused = [line for line in log.splitlines() if "Violation" in line]
+    refused = [line for line in system.nats.log.read_text().splitlines() if "Violation" in line]
     assert not refused, "\n".join(refused[:5])
 
 
@@ -341,7 +341,7 @@ def _numbered(kind: str, count: int) -> list[str]:
     return [kind if nth == 1 else f"{kind}{nth}" for nth in range(1, count + 1)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -123,7 +123,7 @@ async def test_metrics_are_for_prometheus_and_do_not_grow_with_ids(
     assert f'forge_http_requests_total{{method="POST",path="{root}/jobs",status="202"}} 1.0' in text
     assert f'forge_http_requests_total{{method="GET",path="{root}/jobs/{{job_id}}",status="404"}} 3.0' in text
     assert 'path="unmatched",status="404"' in text
-    assert 'forge_http_refusals_total{code="not_found"} 4.0' in text
+    assert 'forge_http_refusals_total{code="not_found",limit=""} 4.0' in text
 
 
 # ------------------------------------------------------------------ disk, memory

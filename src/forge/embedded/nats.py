@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,7 @@ class EmbeddedNats:
         log: where its log goes; `state/log` when not given.
         config: another configuration.
         anybody: who connects as no user may do everything; for tests and benchmarks.
+        variables: what the configuration refers to besides the passwords.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class EmbeddedNats:
         log: Path | None = None,
         config: Path = CONFIG,
         anybody: bool = False,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.state = state.absolute()
         self.log = log or self.state / "log"
         self.port = port
         self.config = config
         self.anybody = anybody
+        self.variables = dict(variables or {})
         self.monitoring_url = ""
         self.process: OwnedProcess | None = None
         self._lock = DirectoryLock(self.state)
@@ -94,7 +98,7 @@ class EmbeddedNats:
                 self._command(config),
                 log=self.log,
                 cwd=self.state,
-                env={**os.environ, **passwords},
+                env={**os.environ, **passwords, **self.variables},
                 stop_steps=_STOP,
             )
         except BaseException:
