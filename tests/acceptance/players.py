@@ -43,7 +43,7 @@ PATIENCE = 10.0
 
 
 async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
-    """Ask once; the job, or None when the answer does not say."""
+    """Ask once; the job, or None when the answer does not say, or says that it is too much for now."""
     headers = {"Idempotency-Key": asked.key, "X-Forge-User": asked.user}
     try:
         answer = await client.post("/jobs", json=asked.body, headers=headers)
@@ -51,8 +51,8 @@ async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
         raise AssertionError(f"{asked.mark} was not answered at all in {PATIENCE} s") from late
     except httpx.TransportError:
         return None
-    if answer.status_code == 503:
-        assert answer.headers.get("retry-after"), "a 503 says when to come again"
+    if answer.status_code in (429, 503):
+        assert answer.headers.get("retry-after"), "it says when to come again"
         return None
     assert answer.status_code == 202, answer.text
     id_: str = answer.json()["id"]
@@ -118,7 +118,7 @@ class Crowd:
     async def _act(self, client: httpx.AsyncClient, method: str, path: str) -> None:
         with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
             answer = await client.request(method, path)
-            assert answer.status_code in (202, 409, 503), f"{method} {path}: {answer.text}"
+            assert answer.status_code in (202, 409, 429, 503), f"{method} {path}: {answer.text}"
 
     async def _look(self, client: httpx.AsyncClient, path: str) -> None:
         with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
