@@ -69,9 +69,10 @@ async def restore(
     file: Path | None = None,
     *,
     shorter: bool = False,
+    replicas: int | None = None,
     progress: Progress = _silent,
 ) -> Restored:
-    """Make the log whole again, or fill that of a new server.
+    """Make the log whole again, or fill that of a new server; ``replicas`` as in :func:`topology.apply`.
 
     ``shorter`` gives up what neither the copy nor the damaged log can give. The tables of ``projections`` are
     emptied where they know of such events.
@@ -101,12 +102,12 @@ async def restore(
                 f"{lost} events behind event {end.seq} are not in the second copy and cannot be read; "
                 "--shorter gives them up"
             )
-        await _begin(nc, end)
+        await _begin(nc, end, replicas)
         there = Extent(0, 0, restoring=True)
     await _fill(nc, connection, there.last, end, progress)
     await logbook.compare(events, connection, end, end.seq, _told(progress, "comparing"))
     await _forget(connection, projections, end)
-    announced = await _open(nc)
+    announced = await _open(nc, replicas)
     return Restored(events=end.seq, written=end.seq - there.last, saved=saved, lost=lost, announced=announced)
 
 
@@ -180,19 +181,22 @@ async def _save(events: EventStore, connection: Connection, there: Extent, end: 
 # ------------------------------------------------------------------- the stream
 
 
-async def _begin(nc: Client, end: Link) -> None:
+async def _begin(nc: Client, end: Link, replicas: int | None) -> None:
     """The damaged stream goes, and an empty one comes that nobody reads yet."""
     cleaned = await _cleaned(nc)
     await _announce(nc, False)
     with suppress(BrokerRefused):
         await request(nc, f"STREAM.DELETE.{EVENTS}")
-    config = _configured() | {"metadata": {guard.RESTORING: str(end.seq if cleaned is None else cleaned)}}
+    config = _configured(replicas) | {
+        "metadata": {guard.RESTORING: str(end.seq if cleaned is None else cleaned)}
+    }
     await request(nc, f"STREAM.CREATE.{EVENTS}", config)
 
 
-def _configured() -> dict[str, Any]:
+def _configured(replicas: int | None) -> dict[str, Any]:
     streams = msgspec.json.decode((topology.files() / "nats" / "streams.json").read_bytes())
-    return next(config for config in streams if config["name"] == EVENTS)
+    config: dict[str, Any] = next(config for config in streams if config["name"] == EVENTS)
+    return config if replicas is None else config | {"num_replicas": replicas}
 
 
 async def _fill(nc: Client, connection: Connection, done: int, end: Link, progress: Progress) -> None:
@@ -214,13 +218,13 @@ def _headers(entry: Entry) -> dict[str, str]:
     return entry.headers | place
 
 
-async def _open(nc: Client) -> bool:
+async def _open(nc: Client, replicas: int | None) -> bool:
     """Everything else as it should be, and last of all the mark away; whether announcements go on."""
     info = msgspec.json.decode(await request(nc, f"STREAM.INFO.{EVENTS}"))
     config = info["config"]
     cleaned = int(config["metadata"].pop(guard.RESTORING))
     announced = await _announce(nc, True)
-    await topology.apply(nc)
+    await topology.apply(nc, replicas=replicas)
     await request(nc, f"CONSUMER.RESET.{EVENTS}.{CLEANUP}", {"seq": cleaned + 1})
     await request(nc, f"STREAM.UPDATE.{EVENTS}", config)
     return announced

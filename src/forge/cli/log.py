@@ -119,7 +119,15 @@ def restore(data_dir: Path | None, file: Path | None, shorter: bool) -> None:
                     progress(now.done, now.of)
 
                 mine = [projection for projection in PROJECTIONS if projection.stream == EVENTS]
-                return await give_back(nc, connection, mine, file, shorter=shorter, progress=step)
+                return await give_back(
+                    nc,
+                    connection,
+                    mine,
+                    file,
+                    shorter=shorter,
+                    replicas=settings.nats_replicas,
+                    progress=step,
+                )
 
     with _servers(data_dir) as settings:
         done = asyncio.run(work(settings))
