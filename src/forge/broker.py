@@ -72,8 +72,11 @@ async def connect(
     """
     who = f"user {login.user!r}" if login else "clients without a user"
     connected = False
+    latest: Exception | None = None
 
     async def on_error(error: Exception) -> None:
+        nonlocal latest
+        latest = error
         # the only sign of a subject that the user may not use: nats-py raises nothing for it
         level = logging.ERROR if _NOT_PERMITTED in str(error) else logging.WARNING
         log.log(level, "nats error", extra={"role": role, "error": repr(error)})
@@ -108,7 +111,7 @@ async def connect(
         await nc.close()
         raise
     except (TimeoutError, OSError, nats.errors.Error) as error:
-        raise LogUnavailable(f"NATS at {url} does not answer: {error!r}") from error
+        raise LogUnavailable(f"NATS at {url} does not answer: {latest or error!r}") from error
     connected = True
     return nc
 
