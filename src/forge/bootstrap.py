@@ -21,7 +21,7 @@ import uvloop
 from nats.aio.client import Client
 from prometheus_client.metrics_core import Metric
 
-from forge import database, guard, replaying, telemetry, topology
+from forge import closed, database, guard, replaying, telemetry, topology
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -89,7 +89,8 @@ async def keys(settings: Settings) -> AsyncIterator[Keys]:
     """
     nc = await connect(settings.nats_url, "keys", login(settings.nats_passwords_dir, OPERATOR))
     try:
-        yield Keys(EventStore(nc))
+        async with closed.found(nc, settings.postgres_dsn) as before:
+            yield Keys(EventStore(nc, before=before))
     finally:
         await nc.close()
 
@@ -141,7 +142,9 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
         await guard.at_start(events, settings.postgres_dsn)
         for user, nc in connections.items():
             await topology.await_setup(nc, NEEDS[user])
-        endless, draining = await _roles(stack, connections, settings, roles, stop, status)
+        before = await stack.enter_async_context(closed.found(connections[users[0]], settings.postgres_dsn))
+        logs = {user: EventStore(nc, before=before) for user, nc in connections.items()}
+        endless, draining = await _roles(stack, logs, settings, roles, stop, status)
         status.checks["log"] = events.head
         status.working = True
         log.info("working", extra=fields)
@@ -154,7 +157,7 @@ async def _own_numbers() -> Iterable[Metric]:
 
 async def _roles(
     stack: AsyncExitStack,
-    connections: dict[str, Client],
+    logs: dict[str, EventStore],
     settings: Settings,
     roles: frozenset[str],
     stop: asyncio.Event,
@@ -164,7 +167,7 @@ async def _roles(
     endless: list[Coroutine[Any, Any, None]] = []
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
-        store = await opened_store(settings, EventStore(next(iter(connections.values()))))
+        store = await opened_store(settings, next(iter(logs.values())))
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
@@ -172,32 +175,31 @@ async def _roles(
     if "dispatcher" in roles:
         from forge.workers.dispatcher import Dispatcher
 
-        endless.append(Dispatcher(connections[WORKER]).run())
+        endless.append(Dispatcher(logs[WORKER]).run())
     if "projector" in roles:
         from forge.workers import archivist, projector
 
-        nc = connections[PROJECTOR]
+        nc = logs[PROJECTOR].nc
         endless += [projector.run(nc, pool), archivist.run(nc, pool)]
     if "generation" in roles:
-        draining.append(await _generation(stack, connections[WORKER], store, settings, stop))
+        draining.append(await _generation(stack, logs[WORKER], store, settings, stop))
     if "cleanup" in roles:
         from forge.workers.cleanup import Cleanup
 
-        retention = Retention(EventStore(connections[CLEANUP]), pool, store, settings)
+        retention = Retention(logs[CLEANUP], pool, store, settings)
         draining.append(Cleanup(retention, settings.cleanup_grace_seconds).run(stop))
     if "scheduler" in roles:
         from forge.workers.scheduler import Scheduler
 
-        nc = connections[WORKER]
-        retention = Retention(EventStore(nc), pool, store, settings)
-        scheduler = Scheduler(nc, pool, store, settings, retention)
+        retention = Retention(logs[WORKER], pool, store, settings)
+        scheduler = Scheduler(logs[WORKER].nc, pool, store, settings, retention)
         draining.append(scheduler.run(stop))
     return endless, draining
 
 
 async def _generation(
     stack: AsyncExitStack,
-    nc: Client,
+    events: EventStore,
     store: Store,
     settings: Settings,
     stop: asyncio.Event,
@@ -214,11 +216,10 @@ async def _generation(
         cancel=settings.comfyui_cancel_seconds,
         quarantine=settings.comfyui_quarantine_seconds,
     )
-    events = EventStore(nc)
     workshop = await stack.enter_async_context(Workshop())
     studio = Studio(
         worker=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}",
-        nc=nc,
+        nc=events.nc,
         jobs=Jobs(events),
         library=Library(events),
         uploads=Uploads(events),
@@ -286,7 +287,8 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         except DatabaseUnavailable as error:  # requests are accepted without it
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
-        events = EventStore(nc)
+        before = await stack.enter_async_context(closed.found(nc, settings.postgres_dsn))
+        events = EventStore(nc, before=before)
         blobs = await opened_store(settings, events)
         capacity = Capacity(settings)
         admissions = Admissions(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from forge import database
+from forge import closed, database
 from forge.bootstrap import opened_store
 from forge.broker import connect
 from forge.credentials import OPERATOR, login
@@ -63,7 +63,8 @@ async def _clean(settings: Settings, asked: Asked, voice: _Voice) -> int:
     async with AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, "cleanup", login(settings.nats_passwords_dir, OPERATOR))
         stack.push_async_callback(nc.close)
-        events = EventStore(nc)
+        before = await stack.enter_async_context(closed.found(nc, settings.postgres_dsn))
+        events = EventStore(nc, before=before)
         store = await opened_store(settings, events)
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=60.0))
         retention = Retention(events, pool, store, settings)

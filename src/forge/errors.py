@@ -42,6 +42,7 @@
     ├── MigrationFailed             the database cannot be brought to this version
     ├── ReplayRefused               tables cannot be rebuilt, or what was rebuilt is not what is there
     ├── RestoreRefused              the log cannot be restored, or need not be
+    ├── ClosingRefused              the book cannot be closed so far, or not now
     ├── FileUnfit                   a file is no whole copy of the log
     ├── ServerFailed                an embedded server did not start
     ├── PictureRefused              bytes that are not a picture forge accepts
@@ -353,6 +354,12 @@ class RestoreRefused(ForgeError):
     """The log cannot be restored now, or need not be."""
 
     code = "restore_refused"
+
+
+class ClosingRefused(ForgeError):
+    """The book cannot be closed so far, or not now."""
+
+    code = "closing_refused"
 
 
 class FileUnfit(ForgeError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 from uuid import UUID, uuid4
 
 import msgspec
@@ -98,11 +99,24 @@ class _Failure(msgspec.Struct):
 _ack = msgspec.json.Decoder(_Ack)
 
 
-class EventStore:
-    """Appends to and reads from the log over one NATS connection."""
+class Before(Protocol):
+    """The closed part of the log, see :class:`forge.closed.Closed`; ``through`` is its last event."""
 
-    def __init__(self, nc: Client, stream: str = EVENTS) -> None:
-        self.nc, self.stream = nc, stream
+    @property
+    def through(self) -> int: ...
+    async def newest(self, filter_: str, timeout: float) -> list[Recorded]: ...
+    async def last(self, filter_: str, timeout: float) -> Recorded | None: ...
+    async def at(self, seq: int, timeout: float) -> Recorded | None: ...
+    async def since(self, moment: datetime) -> Recorded | None: ...
+    def pages(self, start: int, filters: Sequence[str]) -> AsyncIterator[list[Recorded]]: ...
+
+
+class EventStore:
+    """Appends to and reads from the log over one NATS connection; what the stream has let go is read from
+    ``before``, which needs Postgres."""
+
+    def __init__(self, nc: Client, stream: str = EVENTS, before: Before | None = None) -> None:
+        self.nc, self.stream, self.before = nc, stream, before
 
     # -------------------------------------------------------------- appending
 
@@ -153,19 +167,31 @@ class EventStore:
         for nth in range(2, last):
             draft, where = drafts[nth - 1], subjects[nth - 1]
             await self.nc.publish(
-                where, encode(draft.event), headers=_headers(draft, where, _position(batch, nth))
+                where, encode(draft.event), headers=self._headers(draft, where, _position(batch, nth))
             )
         ack = await self._send(drafts[-1], subjects[-1], _position(batch, last, commit=True), timeout)
         return ack.seq - ack.count + 1
 
     async def _send(self, draft: Draft, where: str, extra: dict[str, str], timeout: float) -> _Ack:
-        answer = await exchange(self.nc, where, encode(draft.event), _headers(draft, where, extra), timeout)
+        answer = await exchange(
+            self.nc, where, encode(draft.event), self._headers(draft, where, extra), timeout
+        )
         ack = _ack.decode(answer) if answer else _Ack()
         if ack.error is not None and ack.error.err_code in _TRY_AGAIN:
             raise LogUnavailable(f"nothing was written: {ack.error.description}")
         if ack.error is not None:
             raise BrokerRefused(ack.error.err_code, ack.error.description)
         return ack
+
+    def _headers(self, draft: Draft, where: str, extra: dict[str, str]) -> dict[str, str]:
+        made = headers(draft.event, draft.meta, where) | extra
+        if draft.boundary is not None:
+            # the server knows nothing of what it has let go
+            closed = self.before is not None and draft.expected <= self.before.through
+            made[_EXPECTED] = "0" if closed else str(draft.expected)
+            if draft.boundary != where:
+                made[_EXPECTED_FILTER] = draft.boundary
+        return made
 
     async def _mine(self, draft: Draft, where: str) -> int | None:
         """Where this very event stands, if it was written before and only the answer got lost."""
@@ -181,9 +207,17 @@ class EventStore:
         At most 1 024 subjects, by the server's rule.
 
         Raises:
-            LogUnavailable: no answer in time.
+            LogUnavailable: no answer in time; of Postgres, if some may be closed.
             LogUnreadable: an event cannot be decoded.
         """
+        events = await self._load(filter_, timeout)
+        if self.before is not None:
+            newer = {record.subject for record in events}
+            closed = await self.before.newest(filter_, timeout)
+            events = [record for record in closed if record.subject not in newer] + events
+        return Boundary(filter_, events, events[-1].seq if events else 0)
+
+    async def _load(self, filter_: str, timeout: float) -> list[Recorded]:
         inbox = self.nc.new_inbox()
         sub = await self.nc.subscribe(inbox)
         events: list[Recorded] = []
@@ -194,7 +228,7 @@ class EventStore:
                 message = await sub.next_msg(timeout=timeout)
                 status = (message.headers or {}).get("Status")
                 if status in ("204", "404"):
-                    return Boundary(filter_, events, events[-1].seq if events else 0)
+                    return events
                 if status:
                     raise LogUnavailable(f"reading {filter_}: {(message.headers or {}).get('Description')}")
                 events.append(recorded(message))
@@ -206,6 +240,8 @@ class EventStore:
 
     async def at(self, seq: int, *, timeout: float = 2.0) -> Recorded | None:
         """The event at one position, None where there is none."""
+        if self.before is not None and seq <= self.before.through:
+            return await self.before.at(seq, timeout)
         return await self._get({"seq": seq}, timeout)
 
     async def id_at(self, seq: int, *, timeout: float = 2.0) -> str | None:
@@ -216,14 +252,20 @@ class EventStore:
 
     async def last(self, filter_: str, *, timeout: float = 2.0) -> Recorded | None:
         """The newest event a filter covers."""
-        return await self._get({"last_by_subj": filter_}, timeout)
+        found = await self._get({"last_by_subj": filter_}, timeout)
+        if found is None and self.before is not None:
+            return await self.before.last(filter_, timeout)
+        return found
 
     async def since(self, moment: datetime, *, timeout: float = 2.0) -> Recorded | None:
         """The first event that arrived at this moment or later, by the server's clock.
 
         Looked for between the ends, since to the server all of a restored log arrived when it was restored.
         """
-        low, high = 1, await self.head() + 1
+        closed = None if self.before is None else await self.before.since(moment)
+        if closed is not None:
+            return closed
+        low, high = 1 if self.before is None else self.before.through + 1, await self.head() + 1
         while low < high:
             middle = (low + high) // 2
             message = await stored(self.nc, self.stream, {"seq": middle}, timeout)
@@ -282,15 +324,6 @@ def recorded(message: Msg) -> Recorded:
 def _arrived(message: Msg) -> datetime:
     given = message.headers or {}
     return datetime.fromisoformat(given.get(ARRIVED) or _TIME.sub(r"\1\2", given["Nats-Time-Stamp"]))
-
-
-def _headers(draft: Draft, where: str, extra: dict[str, str]) -> dict[str, str]:
-    made = headers(draft.event, draft.meta, where) | extra
-    if draft.boundary is not None:
-        made[_EXPECTED] = str(draft.expected)
-        if draft.boundary != where:
-            made[_EXPECTED_FILTER] = draft.boundary
-    return made
 
 
 def _position(batch: str, nth: int, *, commit: bool = False) -> dict[str, str]:

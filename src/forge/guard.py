@@ -11,13 +11,15 @@ import logging
 
 import asyncpg
 import msgspec
+from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
 from forge.database import Connection, answering
+from forge.domain.closing import mark_of
 from forge.domain.wholeness import Extent, Landmark, lacking, unlike
 from forge.errors import DatabaseUnavailable, LogDamaged
 from forge.eventstore import EventStore
-from forge.topology import NOT_FOUND
+from forge.topology import DISPATCH, EVENTS, NOT_FOUND
 
 log = logging.getLogger("forge.guard")
 
@@ -69,7 +71,23 @@ async def extent(events: EventStore) -> Extent:
             raise
         return Extent(0, 0)
     state = info.state
-    return Extent(state.first_seq, state.last_seq, state.num_deleted, RESTORING in info.config.metadata)
+    told = info.config.metadata
+    return Extent(state.first_seq, state.last_seq, state.num_deleted, RESTORING in told, mark_of(told))
+
+
+async def readers(nc: Client) -> str:
+    """Who follows the log or waits for work, in words; empty where no forge runs."""
+    found: list[str] = []
+    for stream in (EVENTS, DISPATCH):
+        try:
+            listed = msgspec.json.decode(await request(nc, f"CONSUMER.LIST.{stream}"))
+        except BrokerRefused as refused:
+            if refused.err_code in NOT_FOUND:
+                continue
+            raise
+        names = [one["name"] for one in listed["consumers"] or () if one.get("num_waiting")]
+        found += [f"{', '.join(names)} of {stream} is being read"] if names else []
+    return "; ".join(found)
 
 
 async def check(events: EventStore, connection: Connection | None) -> None:
@@ -81,7 +99,7 @@ async def check(events: EventStore, connection: Connection | None) -> None:
     """
     remembered = await _checkpoints(connection)  # before the stream is asked, so it can only have more
     there = await extent(events)
-    wrong = lacking(there)
+    wrong = lacking(there) or await _astray(connection, there)
     if wrong is None:
         landmarks = remembered + await _copied(connection, there.last)
         ends = {there.first, there.last} if there.last else set()
@@ -123,6 +141,19 @@ async def _checkpoints(connection: Connection | None) -> list[Landmark]:
         for row in rows
         if row["seq"]
     ]
+
+
+async def _astray(connection: Connection | None, there: Extent) -> str | None:
+    """What of a closed log the copy has not, or has otherwise."""
+    if connection is None or there.first <= 1:
+        return None
+    rows = await _rows(connection, "select chain from forge_log.entry where seq = $1", there.closed.through)
+    if rows and rows[0]["chain"].hex() == there.closed.chain:
+        return None
+    return (
+        f"its book is closed through event {there.closed.through}, and the second copy "
+        f"{'has another event there' if rows else 'lacks it'}: restore it from a file of forge log export"
+    )
 
 
 async def _copied(connection: Connection | None, last: int) -> list[Landmark]:

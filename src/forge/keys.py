@@ -7,13 +7,13 @@ import secrets
 from contextlib import aclosing
 from datetime import UTC, datetime
 
+from forge import chronicle
 from forge.domain.keys import Key, Keyring, created, is_id
 from forge.errors import Conflict, LogUnavailable, NotFound
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.events.keys import KeyRevoked
 from forge.eventstore import Draft, EventStore
-from forge.follower import follow
 from forge.telemetry import traceparent
 from forge.topology import ALL_KEYS
 from forge.topology import key as facts_of
@@ -74,7 +74,7 @@ class Keys:
         try:
             async with (
                 asyncio.timeout(_LIST_SECONDS),
-                aclosing(follow(self.store.nc, 1, (ALL_KEYS,), stream=self.store.stream)) as batches,
+                aclosing(chronicle.records(self.store, 1, (ALL_KEYS,))) as batches,
             ):
                 async for batch in batches:
                     for record in batch.records:

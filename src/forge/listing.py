@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from forge import database, provenance
+from forge import closed, database, provenance
 from forge.api.jobs import history_item
 from forge.api.schemas import AssetView, HistoryItem, JobView
 from forge.api.views import asset_of_row, job_of_row
@@ -120,7 +120,8 @@ async def _tables(settings: Settings) -> AsyncIterator[Connection]:
 async def _log(settings: Settings) -> AsyncIterator[EventStore]:
     nc = await connect(settings.nats_url, "list", login(settings.nats_passwords_dir, OPERATOR))
     try:
-        yield EventStore(nc)
+        async with closed.found(nc, settings.postgres_dsn) as before:
+            yield EventStore(nc, before=before)
     finally:
         await nc.close()
 

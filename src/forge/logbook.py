@@ -11,8 +11,8 @@ import msgspec
 from forge import archive, guard, logfile
 from forge.database import Connection
 from forge.domain.chain import Entry, Link, unlike
-from forge.domain.wholeness import lacking
-from forge.errors import LogDamaged
+from forge.domain.wholeness import Extent, lacking
+from forge.errors import FileUnfit, LogDamaged
 from forge.eventstore import EventStore
 from forge.follower import follow_written
 
@@ -43,24 +43,26 @@ async def verify(events: EventStore, connection: Connection, progress: Progress 
     there = await guard.extent(events)
     if wrong := lacking(there):
         raise LogDamaged(wrong)
-    await compare(events, connection, end, there.last, progress)
+    await compare(events, connection, end, there, progress)
     return Verified(there.last, end.seq, end.hash.hex())
 
 
 async def compare(
-    events: EventStore, connection: Connection, end: Link, last: int, progress: Progress = _silent
+    events: EventStore, connection: Connection, end: Link, there: Extent, progress: Progress = _silent
 ) -> None:
-    """Compare the log, up to its ``last`` event, with its second copy up to ``end``.
+    """Compare the log, as much as is ``there``, with its second copy up to ``end``; what is closed of it only
+    has to hold together.
 
     Raises:
         LogDamaged, ArchiveDamaged, LogUnavailable, DatabaseUnavailable: as :func:`verify`.
     """
-    log = _Feed(events, last)
+    last, log = there.last, _Feed(events, there)
     async with aclosing(log):
         async for page in archive.read(connection, end.seq):
             if page[-1].seq > last:
                 raise LogDamaged(f"it ends at event {last}, and the second copy has event {end.seq}")
-            for copied, event in zip(page, await log.take(len(page)), strict=True):
+            both = [copied for copied in page if copied.seq >= there.first]
+            for copied, event in zip(both, await log.take(len(both)), strict=True):
                 if part := unlike(copied, event):
                     raise LogDamaged(f"the {part} of event {event.seq} is not what the second copy has")
             progress(page[-1].seq, last)
@@ -72,10 +74,10 @@ async def compare(
 class _Feed:
     """The log in portions of any size."""
 
-    def __init__(self, events: EventStore, last: int) -> None:
-        self._pages = written(events, 1, last)
+    def __init__(self, events: EventStore, there: Extent) -> None:
+        self._pages = written(events, there.first, there.last)
         self._rest: list[Entry] = []
-        self.taken = 0
+        self.taken = there.first - 1
 
     async def take(self, count: int) -> list[Entry]:
         while len(self._rest) < count:
@@ -118,7 +120,9 @@ async def export(
         FileUnfit, LogDamaged, ArchiveDamaged, LogUnavailable, DatabaseUnavailable: nothing was written.
     """
     if connection is None:
-        last = (await guard.extent(events)).last
-        return await logfile.write(path, written(events, 1, last), last, progress)
+        there = await guard.extent(events)
+        if there.first > 1:
+            raise FileUnfit(f"the log has let go what is before event {there.first}: export the copy")
+        return await logfile.write(path, written(events, 1, there.last), there.last, progress)
     end = await archive.head(connection)
     return await logfile.write(path, archive.read(connection, end.seq), end.seq, progress)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from forge import database
+from forge import chronicle, closed, database
 from forge.admissions import Admissions
 from forge.api.limits import everybodys, view
 from forge.api.places import Places
@@ -29,7 +29,6 @@ from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_SESSION_BYTES
 from forge.errors import FieldError, Invalid, Limit
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
-from forge.follower import follow
 from forge.projections import inventory as assets
 from forge.projections import queue as jobs
 from forge.projections.projection import Projection, advance
@@ -90,7 +89,8 @@ async def tell(settings: Settings, asked: Asked, progress: Progress = lambda don
     async with AsyncExitStack() as stack:
         nc = await connect(settings.nats_url, "at", login(settings.nats_passwords_dir, OPERATOR))
         stack.push_async_callback(nc.close)
-        fold = _Fold(EventStore(nc), settings)
+        before = await stack.enter_async_context(closed.found(nc, settings.postgres_dsn))
+        fold = _Fold(EventStore(nc, before=before), settings)
         projections = {"queue": [jobs.queue], "inventory": [assets.inventory], "limits": []}[asked.what]
         connection = None
         if projections:
@@ -148,7 +148,7 @@ class _Fold:
         if not last:
             return
         positions = {projection.name: 0 for projection in projections}
-        async with aclosing(follow(self.store.nc, 1, stream=self.store.stream)) as batches:
+        async with aclosing(chronicle.records(self.store)) as batches:
             async for batch in batches:
                 records = [record for record in batch.records if record.seq <= last]
                 for record in records:

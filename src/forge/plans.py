@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from forge import chronicle
 from forge.database import Connection, Pool, answering
 from forge.domain import retention as rules
 from forge.domain.ids import asset_id
@@ -32,7 +33,6 @@ from forge.domain.retention import (
 from forge.errors import NothingDeletedNow
 from forge.events.assets import AssetDamaged, AssetGivenUp, AssetLost, AssetReady
 from forge.eventstore import EventStore
-from forge.follower import follow
 from forge.projections import retention as table
 from forge.projections.retention import Row
 from forge.resources import Volume
@@ -258,7 +258,7 @@ class Planner:
     async def _reports(self) -> set[str]:
         """Contents that somebody found damaged, ever; whether they still are is to be looked at."""
         start = self._reports_seq + 1
-        async with aclosing(follow(self.events.nc, start, (ALL_FAULTS,))) as batches:
+        async with aclosing(chronicle.records(self.events, start, (ALL_FAULTS,))) as batches:
             async for batch in batches:
                 for record in batch.records:
                     if isinstance(record.event, AssetDamaged):

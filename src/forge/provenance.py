@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from uuid import UUID
 
+from forge import chronicle
 from forge.commands import SUBMIT_SECONDS, Jobs, Loaded
 from forge.errors import NotFound
 from forge.events.assets import (
@@ -23,7 +24,6 @@ from forge.events.assets import (
 )
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
-from forge.follower import follow
 from forge.topology import ALL_ACCESSES, admissions, faults, job, pins_of_anybody, references
 
 _AT_ONCE = 64
@@ -116,7 +116,7 @@ async def origin(
 
 async def _all(store: EventStore, start: int, filters: Sequence[str]) -> list[Recorded]:
     found: list[Recorded] = []
-    async with aclosing(follow(store.nc, start, filters, stream=store.stream)) as batches:
+    async with aclosing(chronicle.records(store, start, filters)) as batches:
         async for batch in batches:
             found += batch.records
             if batch.caught_up:

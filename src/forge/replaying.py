@@ -18,12 +18,12 @@ import asyncpg
 import msgspec
 from nats.aio.client import Client
 
-from forge import guard
+from forge import chronicle, closed, guard
 from forge.database import Connection, Pool, answering
 from forge.errors import ForgeError, LogUnavailable, ReplayRefused
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
-from forge.follower import Batch, follow
+from forge.follower import Batch
 from forge.projections import shadow
 from forge.projections.projection import Projection, advance
 from forge.projections.shadow import BEFORE, SHADOW, Difference, Position, Shadow
@@ -103,8 +103,16 @@ async def rebuild(
         _not_newer(live, projections)
         folding = await stack.enter_async_context(pool.acquire())
         made = await shadow.make(folding, projections)
+        before = await closed.find(nc, pool)
         folds = [
-            await stack.enter_async_context(_fold(nc, folding, stream, projections, progress))
+            await stack.enter_async_context(
+                _fold(
+                    EventStore(nc, stream, before if stream == EVENTS else None),
+                    folding,
+                    projections,
+                    progress,
+                )
+            )
             for stream in dict.fromkeys(p.stream for p in projections)
         ]
         for fold in folds:
@@ -154,13 +162,13 @@ async def due(connection: Connection, projections: Sequence[Projection], head: i
 # --------------------------------------------------------------------- folding
 
 
-def records(nc: Client, stream: str, after: int) -> AsyncGenerator[Batch, None]:
+def records(store: EventStore, after: int) -> AsyncGenerator[Batch, None]:
     """Everything in a stream behind a sequence, in order: the one place where a replay gets it from.
 
     Raises:
         LogUnreadable: an event cannot be decoded.
     """
-    return follow(nc, after + 1, (_FILTERS[stream],), stream=stream)
+    return chronicle.records(store, after + 1, (_FILTERS[store.stream],))
 
 
 class _Fold:
@@ -168,14 +176,13 @@ class _Fold:
 
     def __init__(
         self,
-        nc: Client,
+        store: EventStore,
         connection: Connection,
-        stream: str,
         projections: Sequence[Projection],
         progress: Progress,
     ) -> None:
-        self.nc, self.connection, self.stream, self.progress = nc, connection, stream, progress
-        self.projections = [p for p in projections if p.stream == stream]
+        self.store, self.connection, self.stream, self.progress = store, connection, store.stream, progress
+        self.projections = [p for p in projections if p.stream == store.stream]
         self.positions = dict.fromkeys((p.name for p in self.projections), 0)
         self.ahead: asyncio.Queue[Batch | ForgeError] = asyncio.Queue(_AHEAD)
         self.read: deque[Recorded] = deque()
@@ -196,13 +203,13 @@ class _Fold:
 
     async def head(self) -> int:
         """The last event that can be read."""
-        state = await EventStore(self.nc, self.stream).state()
+        state = await self.store.state()
         return state.head if state.last_at is not None else 0
 
     async def run(self) -> None:
         """Read ahead, for ever or until something cannot be read."""
         try:
-            async with aclosing(records(self.nc, self.stream, 0)) as batches:
+            async with aclosing(records(self.store, 0)) as batches:
                 async for batch in batches:
                     await self.ahead.put(batch)
         except ForgeError as error:
@@ -239,10 +246,10 @@ class _Fold:
 
 @asynccontextmanager
 async def _fold(
-    nc: Client, connection: Connection, stream: str, projections: Sequence[Projection], progress: Progress
+    store: EventStore, connection: Connection, projections: Sequence[Projection], progress: Progress
 ) -> AsyncIterator[_Fold]:
-    fold = _Fold(nc, connection, stream, projections, progress)
-    reading = asyncio.create_task(fold.run(), name=f"replay {stream}")
+    fold = _Fold(store, connection, projections, progress)
+    reading = asyncio.create_task(fold.run(), name=f"replay {store.stream}")
     try:
         yield fold
     finally:

@@ -30,7 +30,7 @@ from forge.domain.wholeness import Extent
 from forge.errors import LogDamaged, LogUnavailable, RestoreRefused
 from forge.eventstore import EventStore
 from forge.projections.projection import Projection
-from forge.topology import ASSETS_READY, CLEANUP, DISPATCH, EVENTS, NOT_FOUND
+from forge.topology import ASSETS_READY, CLEANUP, EVENTS, NOT_FOUND
 
 _WRITE_SECONDS = 30.0
 
@@ -84,7 +84,8 @@ async def restore(
         LogUnavailable, DatabaseUnavailable: no answer; run it again.
     """
     events = EventStore(nc)
-    await _nobody_there(nc)
+    if readers := await guard.readers(nc):
+        raise RestoreRefused(f"forge runs: {readers}. Stop every api and worker first")
     if file is not None:
         await _take_in(connection, file, progress)
     end = await archive.head(connection)
@@ -105,29 +106,13 @@ async def restore(
         await _begin(nc, end, replicas)
         there = Extent(0, 0, restoring=True)
     await _fill(nc, connection, there.last, end, progress)
-    await logbook.compare(events, connection, end, end.seq, _told(progress, "comparing"))
+    await logbook.compare(events, connection, end, Extent(1, end.seq), _told(progress, "comparing"))
     await _forget(connection, projections, end)
     announced = await _open(nc, replicas)
     return Restored(events=end.seq, written=end.seq - there.last, saved=saved, lost=lost, announced=announced)
 
 
 # ------------------------------------------------------------------- beforehand
-
-
-async def _nobody_there(nc: Client) -> None:
-    """Whoever follows the log or waits for work is a forge that runs."""
-    for stream in (EVENTS, DISPATCH):
-        try:
-            listed = msgspec.json.decode(await request(nc, f"CONSUMER.LIST.{stream}"))
-        except BrokerRefused as refused:
-            if refused.err_code in NOT_FOUND:
-                continue
-            raise
-        waiting = [one["name"] for one in listed["consumers"] or () if one.get("num_waiting")]
-        if waiting:
-            raise RestoreRefused(
-                f"forge runs: {', '.join(waiting)} of {stream} is being read. Stop every api and worker first"
-            )
 
 
 async def _take_in(connection: Connection, file: Path, progress: Progress) -> None:
@@ -156,16 +141,22 @@ async def _needed(
 ) -> None:
     if not there.last:
         return
-    first = await anext(archive.read(connection, 1))
-    found = await events.id_at(1)
+    begin = there.closed.through + 1
+    if end.seq < begin:
+        raise RestoreRefused(
+            f"the book is closed through event {begin - 1}, and the second copy ends at event {end.seq}: "
+            "give a file that forge log export wrote"
+        )
+    first = await anext(archive.read(connection, begin, after=await archive.at(connection, begin - 1)))
+    found = await events.id_at(begin)
     if found is not None and found != first[0].event_id:
         raise RestoreRefused(
-            f"the log there is another one: its event 1 is {found or 'nobody knows which'}, and the copy has "
-            f"{first[0].event_id} there. If it may go, delete the stream {EVENTS} by hand"
+            f"the log there is another one: its event {begin} is {found or 'nobody knows which'}, and the "
+            f"copy has {first[0].event_id} there. If it may go, delete the stream {EVENTS} by hand"
         )
     with suppress(LogDamaged):
         await guard.check(events, connection)
-        await logbook.compare(events, connection, end, there.last, _told(progress, "comparing"))
+        await logbook.compare(events, connection, end, there, _told(progress, "comparing"))
         raise RestoreRefused(f"the log is whole: {there.last} events, of which the copy has {end.seq}")
 
 
@@ -194,8 +185,7 @@ async def _begin(nc: Client, end: Link, replicas: int | None) -> None:
 
 
 def _configured(replicas: int | None) -> dict[str, Any]:
-    streams = msgspec.json.decode((topology.files() / "nats" / "streams.json").read_bytes())
-    config: dict[str, Any] = next(config for config in streams if config["name"] == EVENTS)
+    config = topology.declared(EVENTS)
     return config if replicas is None else config | {"num_replicas": replicas}
 
 
@@ -255,8 +245,7 @@ async def _announce(nc: Client, on: bool) -> bool:
         return True
     sources: list[dict[str, Any]] = []
     if on:
-        streams = msgspec.json.decode((topology.files() / "nats" / "streams.json").read_bytes())
-        [source] = next(stream for stream in streams if stream["name"] == ASSETS_READY)["sources"]
+        [source] = topology.declared(ASSETS_READY)["sources"]
         newest = await stored(nc, ASSETS_READY, {"last_by_subj": ">"})
         told = (newest.headers or {}).get("Nats-Stream-Source", "").split(" ") if newest else []
         sources = [source | {"opt_start_seq": int(told[1]) + 1}] if len(told) > 1 else [source]

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from forge import chronicle
 from forge.database import Pool, answering
 from forge.domain import retention as rules
 from forge.domain.ids import new_id
@@ -27,7 +28,6 @@ from forge.events.catalogue import Event
 from forge.events.cleanup import CleanupFinished, CleanupHeld, CleanupRequested
 from forge.events.envelope import Meta, Recorded, event_id
 from forge.eventstore import Draft, EventStore
-from forge.follower import follow
 from forge.library import Library
 from forge.plans import PAGE, Clock, Plan, Planner, Tally, Wish, fault_of, tallied, utc
 from forge.projections import retention as table
@@ -133,7 +133,7 @@ class Retention:
 
     async def _evicted_since(self, seq: int) -> int:
         sizes: dict[UUID, int] = {}
-        async with aclosing(follow(self.events.nc, seq + 1, (ALL_DELETED,))) as batches:
+        async with aclosing(chronicle.records(self.events, seq + 1, (ALL_DELETED,))) as batches:
             async for batch in batches:
                 for record in batch.records:
                     event = record.event

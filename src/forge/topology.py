@@ -55,6 +55,7 @@ ALL_EVENTS = "forge.evt.>"
 ALL_ADMISSIONS = "forge.evt.admission.*"
 ALL_JOB_FACTS = "forge.evt.job.>"
 ALL_CANCELLATIONS = "forge.evt.job.*.*.*.cancelled"
+ALL_READY = "forge.evt.asset.*.*.*.*.ready"
 ALL_STORED = "forge.evt.session.*"
 ALL_UPLOADS = "forge.evt.upload.>"
 DISK_CROSSED = "forge.evt.disk.crossed"
@@ -324,6 +325,11 @@ async def await_setup(nc: Client, needed: Sequence[str], within: float = 30.0) -
     for standing in there:
         if standing.differs:
             log.warning("%s differs in %s: run `forge setup`", standing.path, ", ".join(standing.differs))
+
+
+def declared(stream: str) -> dict[str, Any]:
+    """A stream as its file says."""
+    return _declared()[stream]
 
 
 def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
+from forge import chronicle, closed
 from forge.broker import connect
 from forge.credentials import OPERATOR, login
 from forge.domain.disk import Lines
 from forge.domain.recording import Recording
 from forge.domain.simulation import Outcome, Rules, Went, recorded, simulate
 from forge.eventstore import EventStore
-from forge.follower import follow
 from forge.settings import Settings
 
 Progress = Callable[[int, int], None]
@@ -98,18 +98,22 @@ async def record(settings: Settings, progress: Progress = lambda done, of: None)
     """The whole log, read for a simulation."""
     nc = await connect(settings.nats_url, "whatif", login(settings.nats_passwords_dir, OPERATOR))
     try:
-        store, recording = EventStore(nc), Recording()
-        head = await store.head()
-        async with aclosing(follow(nc, 1, stream=store.stream)) as batches:
-            async for batch in batches:
-                for event in batch.records:
-                    recording.apply(event)
-                progress(len(recording.records), head)
-                if batch.caught_up or (batch.records and batch.records[-1].seq >= head):
-                    return recording
-        return recording  # pragma: no cover  # following never ends by itself
+        async with closed.found(nc, settings.postgres_dsn) as before:
+            return await _read(EventStore(nc, before=before), Recording(), progress)
     finally:
         await nc.close()
+
+
+async def _read(store: EventStore, recording: Recording, progress: Progress) -> Recording:
+    head = await store.head()
+    async with aclosing(chronicle.records(store)) as batches:
+        async for batch in batches:
+            for event in batch.records:
+                recording.apply(event)
+            progress(len(recording.records), head)
+            if batch.caught_up or (batch.records and batch.records[-1].seq >= head):
+                return recording
+    return recording  # pragma: no cover  # following never ends by itself
 
 
 def compare(

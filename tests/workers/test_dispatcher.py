@@ -112,7 +112,7 @@ def house(nats_client: Client) -> House:
 async def dispatching(nats_server: EmbeddedNats) -> AsyncIterator[Dispatcher]:
     """A dispatcher on its own connection; ends as a killed process would."""
     nc = await connect(nats_server.url, "dispatcher")
-    made = Dispatcher(nc)
+    made = Dispatcher(EventStore(nc))
     task = asyncio.create_task(made.run())
     try:
         yield made

@@ -173,7 +173,7 @@ class Works:
     async def start_dispatcher(self) -> None:
         nc = await connect(self.nats.url, "dispatcher")
         self.stack.push_async_callback(nc.close)
-        self.stack.push_async_callback(ended, asyncio.create_task(Dispatcher(nc).run()))
+        self.stack.push_async_callback(ended, asyncio.create_task(Dispatcher(EventStore(nc)).run()))
 
     def time_out(self, seconds: float) -> None:
         """Give prompts of the job type so long."""

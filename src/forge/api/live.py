@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from forge import chronicle
 from forge.admissions import Admissions
 from forge.api.backends import Backends
 from forge.api.checkpoint import Checkpoint
@@ -30,7 +31,6 @@ from forge.errors import LogUnavailable
 from forge.events.assets import AssetGivenUp, AssetPin, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobAttemptFailed, JobCancelled, JobCompleted, JobFailed
-from forge.follower import follow
 from forge.topology import ALL_PROGRESS, BACKENDS, CHECKPOINT, EVENTS
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Live:
             await self.nc.subscribe(BACKENDS, cb=self.backends.hear),
         ]
         try:
-            async with aclosing(follow(self.nc, 1)) as batches:
+            async with aclosing(chronicle.records(self.admissions.store)) as batches:
                 async for batch in batches:
                     await self._take(batch.records)
                     if batch.caught_up:

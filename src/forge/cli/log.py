@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forge.cli.at import reading
+from forge.cli.moments import Moment
 from forge.cli.options import data_dir_option, environment
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-    from forge.database import Connection
+    from forge.database import Connection, Pool
     from forge.settings import Settings
 
 
@@ -140,6 +142,50 @@ def restore(data_dir: Path | None, file: Path | None, shorter: bool) -> None:
         click.echo("FORGE_ASSETS_READY was not there: subscribers are told everything anew")
 
 
+@log.command()
+@data_dir_option
+@click.option("--through", type=click.IntRange(min=1), metavar="SEQ", help="The last event that may go.")
+@click.option("--before", type=Moment(), metavar="TIME", help="Or: whatever arrived before this moment.")
+@click.option("--yes", is_flag=True, help="Do it; without, it is only said what would be done.")
+def close(data_dir: Path | None, through: int | None, before: datetime | None, yes: bool) -> None:
+    """Close the book: events leave the log's stream and live on in the second copy.
+
+    NATS then needs less disk and memory. Nothing else changes, but that forge needs Postgres to start, and
+    for whatever is about closed events. Every event of the log is compared with the copy before. Stop every
+    `forge api` and `forge worker`, when no job that old is open. First copy the log elsewhere, with
+    `forge log export`: afterwards Postgres alone has what is closed. May be run again if it is cut.
+    """
+    from forge.closing import Closing, Wanted, look
+    from forge.closing import close as let_go
+    from forge.topology import EVENTS
+    from forge.workers.projector import PROJECTIONS
+
+    if (through is None) == (before is None):
+        raise click.UsageError("say either --through SEQ or --before TIME")
+
+    async def work(settings: Settings) -> Closing:
+        from forge import database
+
+        await database.migrate(settings.postgres_dsn)
+        async with _pools(settings) as (nc, pool), database.answering():
+            mine = [projection for projection in PROJECTIONS if projection.stream == EVENTS]
+            with reading() as progress:
+                plan = await look(nc, pool, mine, Wanted(through, before), progress)
+            if yes:
+                await let_go(nc, pool, plan)
+            return plan
+
+    with _servers(data_dir) as settings:
+        plan = asyncio.run(work(settings))
+    count = plan.through - plan.first + 1
+    if yes:
+        click.echo(f"closed: {count} events left the stream, which begins at event {plan.through + 1} now")
+    else:
+        click.echo(
+            f"{count} events, {plan.first} to {plan.through}, can leave the stream of {plan.last}: say --yes"
+        )
+
+
 @asynccontextmanager
 async def _connections(settings: Settings) -> AsyncIterator[tuple[Client, Connection]]:
     """To the log and to the copy.
@@ -148,17 +194,21 @@ async def _connections(settings: Settings) -> AsyncIterator[tuple[Client, Connec
         LogUnavailable, DatabaseUnavailable: one of them does not answer.
     """
     from forge import database
+
+    async with _pools(settings) as (nc, pool), database.answering(), pool.acquire() as connection:
+        yield nc, connection
+
+
+@asynccontextmanager
+async def _pools(settings: Settings) -> AsyncIterator[tuple[Client, Pool]]:
+    from forge import database
     from forge.broker import connect
     from forge.credentials import OPERATOR, login
 
     nc = await connect(settings.nats_url, "log", login(settings.nats_passwords_dir, OPERATOR))
     try:
-        async with (
-            database.opened(settings.postgres_dsn, most=1, command_timeout=600.0) as pool,
-            database.answering(),
-            pool.acquire() as connection,
-        ):
-            yield nc, connection
+        async with database.opened(settings.postgres_dsn, most=2, command_timeout=600.0) as pool:
+            yield nc, pool
     finally:
         await nc.close()
 

@@ -11,15 +11,18 @@ from typing import Protocol
 
 import msgspec
 
+from forge.domain.closing import Mark
+
 
 class Extent(msgspec.Struct, frozen=True):
     """What a stream says of itself: first and last sequence (``last`` is 0 in an empty one), and how many
-    between them are missing; and whether it is only being filled again."""
+    between them are missing; whether it is only being filled again; and where its book is closed."""
 
     first: int
     last: int
     missing: int = 0
     restoring: bool = False
+    closed: Mark = Mark()
 
 
 class Landmark(msgspec.Struct, frozen=True):
@@ -34,7 +37,7 @@ def lacking(extent: Extent) -> str | None:
     """What a stream by its own words lacks; None if nothing."""
     if extent.restoring:
         return f"it is being restored, as far as event {extent.last} by now: run forge log restore to its end"
-    if extent.first > 1:
+    if extent.first > extent.closed.through + 1:
         return f"it begins at event {extent.first}, and the {extent.first - 1} before it are gone"
     if extent.missing:
         return f"{extent.missing} of its events between {extent.first} and {extent.last} are gone"

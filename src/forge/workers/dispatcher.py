@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from forge import chronicle
 from forge.broker import BrokerRefused, exchange, request
 from forge.domain.dispatch import Choice, Line
 from forge.domain.jobs import Job, Status
@@ -26,7 +26,7 @@ from forge.domain.results import Results
 from forge.errors import LogUnavailable
 from forge.events.envelope import Recorded
 from forge.events.jobs import Admission
-from forge.follower import follow
+from forge.eventstore import EventStore
 from forge.telemetry import PRODUCER, span, traceparent
 from forge.topology import ALL_ADMISSIONS, ALL_JOB_FACTS, DISPATCH, ORDER_DONE
 from forge.topology import order as order_subject
@@ -77,8 +77,8 @@ def _job_of(subject: str) -> UUID | None:
 class Dispatcher:
     """One role of a worker process; several may run, and give no job twice."""
 
-    def __init__(self, nc: Client) -> None:
-        self.nc = nc
+    def __init__(self, store: EventStore) -> None:
+        self.store, self.nc = store, store.nc
         self.line = Line()
         self.results = Results()
         self.places = 0
@@ -103,7 +103,7 @@ class Dispatcher:
                 await subscription.unsubscribe()
 
     async def _follow(self, caught_up: asyncio.Event) -> None:
-        async with aclosing(follow(self.nc, 1, (ALL_ADMISSIONS, ALL_JOB_FACTS))) as batches:
+        async with aclosing(chronicle.records(self.store, 1, (ALL_ADMISSIONS, ALL_JOB_FACTS))) as batches:
             async for batch in batches:
                 for record in batch.records:
                     self.line.apply(record)

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nats.aio.client import Client
-
 from forge.broker import exchange
 from forge.comfyui.folders import Left, shared
 from forge.domain.ids import new_id
@@ -39,8 +37,8 @@ MOST = 500
 class Leftovers:
     """The duty of one scheduler; two of them only find less."""
 
-    def __init__(self, nc: Client, urls: Sequence[str], directories: Sequence[Path | None]) -> None:
-        self._nc, self._store = nc, EventStore(nc)
+    def __init__(self, store: EventStore, urls: Sequence[str], directories: Sequence[Path | None]) -> None:
+        self._nc, self._store = store.nc, store
         self._urls, self._folders = urls, shared(urls, directories)
 
     async def sweep(self) -> None:

@@ -18,12 +18,11 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client
 
-from forge import database, guard
+from forge import chronicle, closed, database, guard
 from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
-from forge.follower import follow
 from forge.projections.inventory import inventory
 from forge.projections.projection import Projection, advance
 from forge.projections.queue import queue
@@ -75,7 +74,9 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
                 present = [p for p in projections if p not in again]
                 positions = {p.name: await p.position(connection) for p in present}
                 pause = 0.1
-                work = [_advance(nc, connection, stream, present, positions)] if present else []
+                before = await closed.find(nc, pool) if stream == EVENTS else None
+                store = EventStore(nc, stream, before)
+                work = [_advance(store, connection, present, positions)] if present else []
                 work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, present))
                 await _first_of(*work)
         except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
@@ -161,14 +162,11 @@ async def _look_for_new_samples(samples: EventStore, connection: Connection) -> 
 
 
 async def _advance(
-    nc: Client,
-    connection: Connection,
-    stream: str,
-    projections: Sequence[Projection],
-    positions: dict[str, int],
+    store: EventStore, connection: Connection, projections: Sequence[Projection], positions: dict[str, int]
 ) -> None:
+    nc, stream = store.nc, store.stream
     start, now = min(positions.values()) + 1, asyncio.get_running_loop().time
-    async with aclosing(follow(nc, start, (_FILTERS[stream],), stream=stream)) as batches:
+    async with aclosing(chronicle.records(store, start, (_FILTERS[stream],))) as batches:
         async for batch in batches:
             if batch.records:
                 began, since = now(), time.time()

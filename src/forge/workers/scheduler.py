@@ -25,7 +25,6 @@ from forge.errors import ForgeError, StoreFailed
 from forge.events.catalogue import encode
 from forge.events.envelope import Meta, headers
 from forge.events.system import MetricSampled
-from forge.eventstore import EventStore
 from forge.resources import Capacity, memory_bytes
 from forge.retention import Retention
 from forge.settings import Settings
@@ -59,9 +58,9 @@ class Scheduler:
     ) -> None:
         self.nc, self.pool, self.store, self.settings = nc, pool, store, settings
         self.capacity = Capacity(settings)
-        self.crossings = Crossings(EventStore(nc), self.capacity.lines, settings.scan_seconds)
-        self.uploads = Uploads(EventStore(nc))
-        self.leftovers = Leftovers(nc, settings.comfyui_urls, settings.comfyui_dirs)
+        self.crossings = Crossings(retention.events, self.capacity.lines, settings.scan_seconds)
+        self.uploads = Uploads(retention.events)
+        self.leftovers = Leftovers(retention.events, settings.comfyui_urls, settings.comfyui_dirs)
         self.retention = retention
         self._look_again = 0.0
 
