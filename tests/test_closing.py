@@ -151,18 +151,17 @@ async def test_a_decision_on_closed_events_is_written_once(
         user = f"u{nth}"
         await events.append([Draft(submitted(job_id(nth), user), meta(f"s{nth}"), admissions(user))])
         facts = job(user, job_id(nth))
-        await events.append(
-            [Draft(cancelled(job_id(nth), user, submitted_seq=2 * nth - 1), meta(f"c{nth}"), facts)]
-        )
+        over = cancelled(job_id(nth), user, submitted_seq=2 * nth - 1)
+        await events.append([Draft(over, meta(f"c{nth}"), facts)])
     await write_more(events)
     await taken_in(events, pool)
     store = await close(nats_client, pool, 8)
     facts = await store.load(job("u1", job_id(1)))
     assert facts.seq == 2
-    draft = Draft(started(job_id(1), 1, user_id="u1"), meta("late"), facts.filter, facts.seq)
+    draft = Draft(started(job_id(1), "u1", 1), meta("late"), facts.filter, facts.seq)
     [record] = await store.append([draft])
     assert (await store.load(facts.filter)).seq == record.seq
-    other = Draft(started(job_id(1), 2, user_id="u1"), meta("later"), facts.filter, facts.seq)
+    other = Draft(started(job_id(1), "u1", 2), meta("later"), facts.filter, facts.seq)
     with pytest.raises(Conflict):
         await store.append([other])
 

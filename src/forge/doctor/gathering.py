@@ -26,7 +26,7 @@ import httpx
 import msgspec
 from nats.aio.client import Client
 
-from forge import database, guard, topology
+from forge import closed, database, guard, topology
 from forge.broker import connect
 from forge.comfyui.folders import KINDS
 from forge.comfyui.http import Http
@@ -163,8 +163,8 @@ async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
     """What NATS tells, by the names that :class:`Facts` has for it."""
     parts: dict[str, tuple[str, Callable[[Client], Awaitable[Any]]]] = {
         "ends": (EVENTS, _ends),
-        "keys": (EVENTS, _keys),
-        "begun": (EVENTS, _begun),
+        "keys": (EVENTS, lambda nc: _keys(nc, settings)),
+        "begun": (EVENTS, lambda nc: _begun(nc, settings)),
         "nats_clock": (EVENTS, lambda nc: _nats_clock(nc, clock)),
         "samples": (METRICS, _samples),
     }
@@ -254,8 +254,9 @@ async def _ends(nc: Client) -> Ends:
     return Ends(tuple(unreadable))
 
 
-async def _keys(nc: Client) -> tuple[Key, ...]:
-    return tuple(await Keys(EventStore(nc)).all())
+async def _keys(nc: Client, settings: Settings) -> tuple[Key, ...]:
+    async with closed.found(nc, settings.postgres_dsn) as before:
+        return tuple(await Keys(EventStore(nc, before=before)).all())
 
 
 async def _samples(nc: Client) -> Samples:
@@ -267,11 +268,12 @@ async def _samples(nc: Client) -> Samples:
     return Samples((now - newest.meta.at).total_seconds() if newest else None, stuck)
 
 
-async def _begun(nc: Client) -> bool:
+async def _begun(nc: Client, settings: Settings) -> bool:
     """Whether the log knows of any picture."""
-    events = EventStore(nc)
-    known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
-    return known is not None
+    async with closed.found(nc, settings.postgres_dsn) as before:
+        events = EventStore(nc, before=before)
+        known = await events.last(topology.ALL_STORED) or await events.last(topology.ALL_UPLOADS)
+        return known is not None
 
 
 async def _nats_clock(nc: Client, clock: Clock) -> timedelta:
