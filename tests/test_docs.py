@@ -1,0 +1,106 @@
+"""Docs that do not lie: links lead somewhere, and the commands they name are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from forge.cli import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TAUGHT = [page for page in PAGES if page.parent.name != "adr"]
+"""Pages for those who use forge; a decision may name what was thought of at its time."""
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+_INLINE = re.compile(r"`((?:\./)?forge [^`]+)`")
+_LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
+OF_THE_SCRIPT = {"test", "chaos"}
+"""What `./forge` does itself."""
+SAID = {"may", "ready"}
+"""First words of what forge says, quoted like commands."""
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name within a page, as GitHub makes it from headings."""
+    text = _FENCE.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def lost(page: Path) -> Iterator[str]:
+    """The links of a page that lead nowhere."""
+    for path, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            yield f"{path}#{anchor}" if anchor else path
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words after `forge` of every command on a page."""
+    shell = "\n".join(body for language, body in _FENCE.findall(text) if language == "sh")
+    lines = re.findall(r"(?:^|[\s(\"])((?:\./)?forge [^\n]+)", shell.replace("\\\n", " "))
+    inline = _INLINE.findall(_FENCE.sub("", text))
+    return [_words(line) for line in [*lines, *inline]]
+
+
+def _words(line: str) -> list[str]:
+    words = shlex.split(re.sub(r"[\[\]]", "", line), comments=True)
+    end = next((nth for nth, word in enumerate(words) if re.match(r"[|&;>]", word)), len(words))
+    return [word.rstrip(");") for word in words[1:end]]
+
+
+def passes_on(command: click.Command) -> bool:
+    """Whether it gives what it does not know to another program, as `forge bench` does."""
+    return bool(command.context_settings.get("ignore_unknown_options"))
+
+
+def misunderstood(words: list[str]) -> str | None:
+    """What forge would not know of a command; words in capitals and values are not looked at."""
+    command: click.Command = cli
+    known = {"--help", "-h", "--version"}
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            options = {name: option for option in command.params for name in option.opts}
+            name = word.partition("=")[0]
+            if name not in options.keys() | known and not passes_on(command):
+                return word
+            option = options.get(name)
+            if isinstance(option, click.Option) and not option.is_flag and "=" not in word:
+                next(rest, None)
+        elif isinstance(command, click.Group):
+            found = [command.commands.get(name) for name in word.split("|")]
+            if None in found:
+                return word
+            command = found[0]  # type: ignore[assignment]
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert not [*lost(page)]
+
+
+@pytest.mark.parametrize("page", TAUGHT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_one_of_forges(page: Path) -> None:
+    named = [words for words in commands(page.read_text()) if words[0] not in OF_THE_SCRIPT | SAID]
+    wrong = {" ".join(words): unknown for words in named if (unknown := misunderstood(words))}
+    assert not wrong, wrong
+
+
+def test_what_is_wrong_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A b\n[good](#a-b) [bad](#c) [gone](gone.md) [out](https://x.example)\n")
+    assert [*lost(page)] == ["#c", "gone.md"]
+    inline, shell = (
+        "`forge keys create|revok` `forge at now queue`",
+        "./forge dev --prt 1 &  # x\nforge doctor",
+    )
+    text = f"{inline}\n```sh\n{shell}\n```\n"
+    assert [misunderstood(words) for words in commands(text)] == ["--prt", None, "create|revok", None]
