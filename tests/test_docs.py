@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TAUGHT = [page for page in PAGES if page.parent.name != "adr"]
 """Pages for those who use forge; a decision may name what was thought of at its time."""
+GUIDE = ROOT / "docs" / "API.md"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _INLINE = re.compile(r"`((?:\./)?forge [^`]+)`")
@@ -80,6 +82,20 @@ def misunderstood(words: list[str]) -> str | None:
                 return word
             command = found[0]  # type: ignore[assignment]
     return None
+
+
+def regions(path: Path) -> dict[str, str]:
+    """The pieces of an example between `[name]` and `[end]`."""
+    found = re.finditer(r"^ *(?:#|//) \[(\w+)\]\n(.*?)^ *(?:#|//) \[end\]$", path.read_text(), re.M | re.S)
+    return {piece[1]: textwrap.dedent(piece[2]).strip("\n") + "\n" for piece in found}
+
+
+def test_what_the_guide_shows_is_what_the_examples_say() -> None:
+    """Which are run by `acceptance/test_examples.py`. The other way round, every marked piece is shown."""
+    shown = re.findall(r"^<!-- (\S+) \[(\w+)\] -->\n```\w+\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
+    files = [ROOT / "examples" / name for name in ("guide.sh", "client.py", "client.ts")]
+    said = [(f"examples/{path.name}", *piece) for path in files for piece in regions(path).items()]
+    assert sorted(shown) == sorted(said)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
