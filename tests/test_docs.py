@@ -127,9 +127,8 @@ def test_what_shows_the_security_is_there() -> None:
     named = [re.findall(r"`([\w/]+\.py)::(\w+)`", row.rpartition(" | ")[2]) for row in rows]
     assert len(rows) > 10
     assert all(named)
-    missing = [
-        f"{path}::{test}" for path, test in sum(named, []) if test not in functions(ROOT / "tests" / path)
-    ]
+    tests = [test for row in named for test in row]
+    missing = [(path, test) for path, test in tests if test not in functions(ROOT / "tests" / path)]
     assert not missing
 
 
