@@ -110,6 +110,28 @@ def test_every_command_is_one_of_forges(page: Path) -> None:
     assert not wrong, wrong
 
 
+def functions(path: Path) -> set[str]:
+    """The tests of a file."""
+    return set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)) if path.exists() else set()
+
+
+def test_what_shows_the_security_is_there() -> None:
+    """Each defence of the page names a test, and each test it names exists."""
+    table = (
+        (ROOT / "docs" / "SECURITY.md")
+        .read_text()
+        .partition("## What forge defends")[2]
+        .partition("\n## ")[0]
+    )
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    named = [re.findall(r"`([\w/]+\.py)::(\w+)`", row.rpartition(" | ")[2]) for row in rows]
+    assert len(rows) > 10
+    assert all(named)
+    tests = [test for row in named for test in row]
+    missing = [(path, test) for path, test in tests if test not in functions(ROOT / "tests" / path)]
+    assert not missing
+
+
 def test_what_is_wrong_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A b\n[good](#a-b) [bad](#c) [gone](gone.md) [out](https://x.example)\n")
