@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TAUGHT = [page for page in PAGES if page.parent.name != "adr"]
 """Pages for those who use forge; a decision may name what was thought of at its time."""
+GUIDE = ROOT / "docs" / "API.md"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _INLINE = re.compile(r"`((?:\./)?forge [^`]+)`")
@@ -55,6 +57,18 @@ def _words(line: str) -> list[str]:
     return [word.rstrip(");") for word in words[1:end]]
 
 
+def test_every_page_can_be_found_from_the_readme() -> None:
+    seen, to_come = set[Path](), [ROOT / "README.md"]
+    while to_come:
+        page = to_come.pop()
+        if page not in seen:
+            seen.add(page)
+            targets = [(page.parent / path).resolve() for path, _ in _LINK.findall(page.read_text()) if path]
+            to_come += [target for target in targets if target.suffix == ".md"]
+            to_come += [one for target in targets if target.is_dir() for one in target.glob("*.md")]
+    assert set(PAGES) <= seen
+
+
 def passes_on(command: click.Command) -> bool:
     """Whether it gives what it does not know to another program, as `forge bench` does."""
     return bool(command.context_settings.get("ignore_unknown_options"))
@@ -82,6 +96,20 @@ def misunderstood(words: list[str]) -> str | None:
     return None
 
 
+def regions(path: Path) -> dict[str, str]:
+    """The pieces of an example between `[name]` and `[end]`."""
+    found = re.finditer(r"^ *(?:#|//) \[(\w+)\]\n(.*?)^ *(?:#|//) \[end\]$", path.read_text(), re.M | re.S)
+    return {piece[1]: textwrap.dedent(piece[2]).strip("\n") + "\n" for piece in found}
+
+
+def test_what_the_guide_shows_is_what_the_examples_say() -> None:
+    """Which are run by `acceptance/test_examples.py`. The other way round, every marked piece is shown."""
+    shown = re.findall(r"^<!-- (\S+) \[(\w+)\] -->\n```\w+\n(.*?)^```$", GUIDE.read_text(), re.M | re.S)
+    files = [ROOT / "examples" / name for name in ("guide.sh", "client.py", "client.ts")]
+    said = [(f"examples/{path.name}", *piece) for path in files for piece in regions(path).items()]
+    assert sorted(shown) == sorted(said)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     assert not [*lost(page)]
@@ -92,6 +120,28 @@ def test_every_command_is_one_of_forges(page: Path) -> None:
     named = [words for words in commands(page.read_text()) if words[0] not in OF_THE_SCRIPT | SAID]
     wrong = {" ".join(words): unknown for words in named if (unknown := misunderstood(words))}
     assert not wrong, wrong
+
+
+def functions(path: Path) -> set[str]:
+    """The tests of a file."""
+    return set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)) if path.exists() else set()
+
+
+def test_what_shows_the_security_is_there() -> None:
+    """Each defence of the page names a test, and each test it names exists."""
+    table = (
+        (ROOT / "docs" / "SECURITY.md")
+        .read_text()
+        .partition("## What forge defends")[2]
+        .partition("\n## ")[0]
+    )
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    named = [re.findall(r"`([\w/]+\.py)::(\w+)`", row.rpartition(" | ")[2]) for row in rows]
+    assert len(rows) > 10
+    assert all(named)
+    tests = [test for row in named for test in row]
+    missing = [(path, test) for path, test in tests if test not in functions(ROOT / "tests" / path)]
+    assert not missing
 
 
 def test_what_is_wrong_is_found(tmp_path: Path) -> None:
