@@ -57,6 +57,18 @@ def _words(line: str) -> list[str]:
     return [word.rstrip(");") for word in words[1:end]]
 
 
+def test_every_page_can_be_found_from_the_readme() -> None:
+    seen, to_come = set[Path](), [ROOT / "README.md"]
+    while to_come:
+        page = to_come.pop()
+        if page not in seen:
+            seen.add(page)
+            targets = [(page.parent / path).resolve() for path, _ in _LINK.findall(page.read_text()) if path]
+            to_come += [target for target in targets if target.suffix == ".md"]
+            to_come += [one for target in targets if target.is_dir() for one in target.glob("*.md")]
+    assert set(PAGES) <= seen
+
+
 def passes_on(command: click.Command) -> bool:
     """Whether it gives what it does not know to another program, as `forge bench` does."""
     return bool(command.context_settings.get("ignore_unknown_options"))

@@ -250,6 +250,7 @@ class System:
                 process = member.process
                 if name not in self.down and process is not None and not process.running:
                     self.deaths.append(f"{name} ended with status {process.exit_status}")
+                    say(f"{self.deaths[-1]}: {process.last_words()[-2000:]}")
                     member.stop()  # gives back what it held
                     member.launch()
             await asyncio.sleep(0.2)

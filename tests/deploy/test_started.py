@@ -179,10 +179,10 @@ async def test_what_compose_starts_draws_a_picture(here: Here) -> None:
 
         await wait_until(drawn, 40, "a picture of the fallback")
 
-        async def told() -> bool:
+        async def by_the_fallback() -> bool:
             return (await client.get("/backends")).json()["state"] == "fallback"
 
-        await wait_until(told, 10, "the worker has told by what it draws")
+        await wait_until(by_the_fallback, 40, "a worker says who draws")
     here.start("forge", tool | {"command": [*tool["command"], "--json"]})
     assert await asyncio.to_thread(here.processes["forge"].wait, 40) == 1
     found = [json.loads(line) for line in (here.root / "forge.log").read_text().splitlines()]
