@@ -35,6 +35,7 @@ from forge.workers.projector import PROJECTIONS
 from waiting import wait_until
 
 JOBS = 40
+ROUNDS = 12
 
 
 @pytest.fixture
@@ -387,6 +388,22 @@ async def test_an_emptied_database_is_filled_again(
 
 
 # ------------------------------------------------------------------ the command
+
+
+async def test_a_database_may_be_emptied_at_any_moment(
+    nats_server: EmbeddedNats, nats_client: Client, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "LOOK_SECONDS", 0.2)
+    seq = await write(nats_client, range(5))
+    async with projecting(nats_server, pool) as task:
+        for nth in range(ROUNDS):
+            await reaches(pool, seq)
+            writing = asyncio.create_task(write(nats_client, range(10 + 5 * nth, 13 + 5 * nth)))
+            await asyncio.sleep(nth * 0.01)  # each time a little later in what the projector does
+            await pool.execute("drop schema public cascade")
+            seq = await writing
+            assert not task.done(), task
+        await reaches(pool, seq)
 
 
 def test_the_command_knows_every_projection() -> None:

@@ -80,6 +80,7 @@ def test_values_are_read_in_their_own_type() -> None:
         ("FORGE_QUEUE_LIMIT", "0"),
         ("FORGE_RATE_PER_IP", "-1"),
         ("FORGE_RATE_PER_IP", "nan"),
+        ("FORGE_LEAVE_SECONDS", "-1"),
         ("FORGE_SOCKETS", "0"),
         ("FORGE_SOCKETS_PER_USER", "0"),
         ("FORGE_TRUSTED_PROXIES", "proxy.example"),

@@ -547,6 +547,14 @@ async def test_a_volume_of_an_older_forge_gets_its_folder(store: Store, tmp_path
     assert len(list(store.files("uploads"))) == 1
 
 
+async def test_a_volume_from_a_backup_gets_what_can_be_made_again(store: Store, tmp_path: Path) -> None:
+    for folder in ("tmp", "thumbs"):
+        (store.root / folder).rmdir()
+    Store(store.root).open(create=False)
+    await store.keep(picture(tmp_path / "a"))
+    assert len(list(store.files())) == 1
+
+
 async def test_uploads_without_a_marker_are_a_lost_mount_too(store: Store, tmp_path: Path) -> None:
     await store.keep(picture(tmp_path / "a"), "uploads")
     (store.root / MARKER).unlink()

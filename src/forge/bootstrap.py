@@ -324,7 +324,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         log.info("serving", extra={"host": settings.host, "port": settings.port})
         app = create_app(parts)
         await stack.enter_async_context(telemetry.exporting("api", app.metrics.now))
-        await serve(app, live, settings.host, settings.port, stop)
+        await serve(app, live, settings.host, settings.port, stop, settings.leave_seconds)
 
 
 # -------------------------------------------------------------------- shared

@@ -43,6 +43,7 @@ _DOWN = (
     asyncpg.CrashShutdownError,
     asyncpg.InsufficientResourcesError,  # connections, memory, disk
     asyncpg.TransactionRollbackError,  # lost against another transaction
+    asyncpg.InternalServerError,  # "could not open relation": somebody drops the table in that moment
 )
 
 _EMPTIED = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)

@@ -106,6 +106,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = Path(".forge")
     host: Annotated[str, Setting("FORGE_HOST", "address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Setting("FORGE_PORT", "port the API listens on; 0 takes a free one")] = 8600
+    leave_seconds: Annotated[
+        float,
+        Setting(
+            "FORGE_LEAVE_SECONDS",
+            "how long an API that is told to stop serves on with /readyz 503, for a load balancer to notice; "
+            "0: there is none",
+            "s",
+        ),
+    ] = 0.0
     worker_port: Annotated[
         int | None,
         Setting(
@@ -384,6 +393,7 @@ def _check(s: Settings) -> None:
         "disk_clean_ratio": s.disk_warn_ratio <= s.disk_clean_ratio <= 1,
         "rate_per_hour": s.rate_per_hour >= 0,
         "rate_per_ip": s.rate_per_ip is None or 0 <= s.rate_per_ip <= 1_000_000,
+        "leave_seconds": 0 <= s.leave_seconds <= 300,
         "sockets": s.sockets > 0,
         "sockets_per_user": s.sockets_per_user > 0,
         "queue_limit": s.queue_limit > 0,

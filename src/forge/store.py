@@ -86,7 +86,10 @@ class Store:
                 if not create:
                     self._demand_marker()
                 self._found()
-            (self.root / "uploads").mkdir(exist_ok=True)  # a volume of an older forge has none
+            for folder in _FOLDERS[
+                1:
+            ]:  # of which a volume of an older forge, or one given back, may have none
+                (self.root / folder).mkdir(exist_ok=True)
         self.sweep(stale_seconds)
 
     def marker_present(self) -> bool:

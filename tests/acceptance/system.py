@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -250,6 +250,7 @@ class System:
                 process = member.process
                 if name not in self.down and process is not None and not process.running:
                     self.deaths.append(f"{name} ended with status {process.exit_status}")
+                    say(f"{self.deaths[-1]}: {process.last_words()[-2000:]}")
                     member.stop()  # gives back what it held
                     member.launch()
             await asyncio.sleep(0.2)
@@ -280,11 +281,13 @@ async def running(
     linked: bool = False,
     workers: tuple[str, ...] = WORKERS,
     nats: EmbeddedNats | None = None,
+    prepare: Callable[[System], Awaitable[None]] | None = None,
     **more: str,
 ) -> AsyncIterator[System]:
     """A system that serves; `more` are further variables. `workers` may leave some for the test to start.
 
     `linked`: every server is reached through a proxy that can be spoilt. `nats`: another server of the log.
+    `prepare`: what is done to the empty servers before forge starts.
     """
     system = System(root, render_ms=render_ms, nats=nats, **more)
     system.start("nats", "postgres")
@@ -296,6 +299,8 @@ async def running(
         system.start(*_numbered("sim", simulators))
         if linked:
             await _link(system)
+        if prepare is not None:
+            await prepare(system)
         system.start(*_numbered("api", apis), *workers)
         await bootstrap.setup(load(system.environ("api")))
         watch = asyncio.create_task(system.supervise(), name="supervision")

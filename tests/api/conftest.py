@@ -41,8 +41,8 @@ async def serve(nats_client: Client, settings: Settings) -> AsyncIterator[Serve]
             if projecting:
                 stack.push_async_callback(_ended, asyncio.create_task(projector.run(nats_client, pool)))
             await asyncio.wait_for(parts.admissions.caught_up.wait(), 10)
-            base_url = await stack.enter_async_context(listening(parts))
-            return Served(parts, base_url)
+            base_url, gate = await stack.enter_async_context(listening(parts))
+            return Served(parts, base_url, gate)
 
         yield start
 

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from forge import database
 from forge.admissions import Admissions
 from forge.api.app import create_app
+from forge.api.gate import Gate
 from forge.api.live import Live
 from forge.api.parts import Parts
 from forge.api.reads import ReadCounter
@@ -38,8 +39,8 @@ ROOT = "/api/v1/comfyui"
 class Served:
     """An API that listens, and what it is made of."""
 
-    def __init__(self, parts: Parts, base_url: str) -> None:
-        self.parts, self.base_url = parts, base_url
+    def __init__(self, parts: Parts, base_url: str, gate: Gate) -> None:
+        self.parts, self.base_url, self.gate = parts, base_url, gate
 
     @property
     def socket_url(self) -> str:
@@ -92,14 +93,14 @@ async def parts_over(
 
 
 @asynccontextmanager
-async def listening(parts: Parts) -> AsyncIterator[str]:
+async def listening(parts: Parts) -> AsyncIterator[tuple[str, Gate]]:
     app = create_app(parts)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
     task = asyncio.create_task(server._serve([listener]))
     await wait_until(lambda: server.started or task.done(), what="uvicorn listens")
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
     parts.live.close()
     server.should_exit = True
     await asyncio.wait_for(task, 10)

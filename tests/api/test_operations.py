@@ -302,10 +302,21 @@ async def ready(served: Served) -> tuple[int, dict[str, bool]]:
 
 
 async def test_ready_when_everything_is_there(served: Served) -> None:
-    names = ("log", "log_whole", "database", "store", "disk", "memory", "caught_up")
+    names = ("log", "log_whole", "database", "store", "disk", "memory", "caught_up", "staying")
     assert await ready(served) == (200, dict.fromkeys(names, True))
     async with httpx.AsyncClient(base_url=served.base_url) as plain:
         assert (await plain.get("/livez")).status_code == 200
+
+
+async def test_one_that_was_told_to_stop_says_so_and_serves_on(
+    served: Served, mei: httpx.AsyncClient
+) -> None:
+    assert "connection" not in (await mei.get("/queue")).headers
+    served.gate.leave()
+    status, checks = await ready(served)
+    assert (status, checks["staying"], checks["log"]) == (503, False, True)
+    job = await mei.post("/jobs", json={"job_type": "ui_icon", "params": {}})
+    assert (job.status_code, job.headers["connection"]) == (202, "close"), "the next one goes elsewhere"
 
 
 async def test_not_ready_without_the_asset_volume(served: Served) -> None:

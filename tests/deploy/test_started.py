@@ -178,7 +178,11 @@ async def test_what_compose_starts_draws_a_picture(here: Here) -> None:
             return (await client.get(f"/jobs/{job['id']}")).json()["status"] == "completed"
 
         await wait_until(drawn, 40, "a picture of the fallback")
-        assert (await client.get("/backends")).json()["state"] == "fallback"
+
+        async def by_the_fallback() -> bool:
+            return (await client.get("/backends")).json()["state"] == "fallback"
+
+        await wait_until(by_the_fallback, 40, "a worker says who draws")
     here.start("forge", tool | {"command": [*tool["command"], "--json"]})
     assert await asyncio.to_thread(here.processes["forge"].wait, 40) == 1
     found = [json.loads(line) for line in (here.root / "forge.log").read_text().splitlines()]

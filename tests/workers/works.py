@@ -288,7 +288,9 @@ class Works:
     async def sweep_leftovers(self) -> None:
         """What the scheduler does now and then."""
         urls = [simulator.url for simulator in self.simulators]
-        await Leftovers(EventStore(self.nc), urls, [simulator.folders.base for simulator in self.simulators]).sweep()
+        await Leftovers(
+            EventStore(self.nc), urls, [simulator.folders.base for simulator in self.simulators]
+        ).sweep()
 
 
 async def ended(task: asyncio.Task[None]) -> None:

@@ -75,6 +75,7 @@ def _app(parts: Parts) -> Litestar:
         state=State(
             {
                 "parts": parts,
+                "leaving": False,
                 "door": door,
                 "metrics": counters,
                 "reception": uploads.Reception(),

@@ -93,6 +93,8 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._has_head = True
         super().on_headers_complete()
+        if self.cycle is not None and cast("Gate", self.config.app).leaving:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._arriving, self._received = False, 0  # the next one counts for itself, however this was answered

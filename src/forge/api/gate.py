@@ -57,6 +57,16 @@ class Gate:
         self.connections: Counter[str] = Counter()
 
     @property
+    def leaving(self) -> bool:
+        """Whether this process was told to stop."""
+        told: bool = self._app.state.leaving
+        return told
+
+    def leave(self) -> None:
+        """Say so from now on: `/readyz` is 503, and each answer is the last of its connection."""
+        self._app.state.leaving = True
+
+    @property
     def metrics(self) -> Metrics:
         """What the application counts."""
         counters: Metrics = self._app.state.metrics

@@ -206,8 +206,10 @@ async def readyz(request: Asked) -> Response[Readiness]:
         "caught_up": _caught_up,
     }
     found = await asyncio.gather(*(_checked(parts, check) for check in names.values()))
-    checks = dict(zip(names, found, strict=True))
-    ready = all(check.ok for check in found)
+    leaving: bool = request.app.state.leaving
+    staying = Check(ok=not leaving, detail="told to stop" if leaving else "")
+    checks = dict(zip(names, found, strict=True)) | {"staying": staying}
+    ready = all(check.ok for check in checks.values())
     return Response(
         Readiness(ready=ready, checks=checks),
         status_code=200 if ready else 503,

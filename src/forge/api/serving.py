@@ -54,8 +54,11 @@ def configuration(app: Gate, host: str, port: int) -> uvicorn.Config:
     )
 
 
-async def serve(app: Gate, live: Live, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set; sockets are told to come again, then open requests finish.
+async def serve(
+    app: Gate, live: Live, host: str, port: int, stop: asyncio.Event, leave_seconds: float = 0.0
+) -> None:
+    """Serve until ``stop`` is set, and for ``leave_seconds`` more with `/readyz` 503, for who sends requests
+    here to send them elsewhere; then sockets are told to come again, and open requests finish.
 
     Raises:
         LogUnreadable: an event that no API can read has ended the live reader.
@@ -70,6 +73,11 @@ async def serve(app: Gate, live: Live, host: str, port: int, stop: asyncio.Event
     told = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({reading, serving, told}, return_when=asyncio.FIRST_COMPLETED)
+        if done == {told}:
+            app.leave()
+            done, _ = await asyncio.wait(
+                {reading, serving}, timeout=leave_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
         for task in done - {told}:
             task.result()
     finally:

@@ -62,7 +62,7 @@ async def _shown(settings: Settings, interval: float, once: bool, as_json: bool)
                 else:
                     console.print(picture(frame))
             return 1 if frame.missing else 0
-        async with _key_pressed("q") as left:
+        async with _leaving("q") as left:
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 async for frame in _frames(watch, interval, False, left):
                     live.update(picture(frame), refresh=True)
@@ -205,26 +205,29 @@ def _plain(text: str) -> str:
 
 
 @asynccontextmanager
-async def _key_pressed(key: str) -> AsyncIterator[asyncio.Event]:
-    """An event that is set when the key is pressed; where there is no keyboard, never."""
+async def _leaving(key: str) -> AsyncIterator[asyncio.Event]:
+    """An event that is set by the key, where there is a keyboard, and by Ctrl-C: what is being asked for is
+    awaited, since before Python 3.12 nats-py can lose a cancellation."""
+    import signal
     import termios
     import tty
 
-    pressed = asyncio.Event()
+    left, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, left.set)
     if not sys.stdin.isatty():
-        yield pressed
+        yield left
         return
-    keyboard, loop = sys.stdin.fileno(), asyncio.get_running_loop()
+    keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
 
     def read() -> None:
         if key in sys.stdin.read(1).lower():
-            pressed.set()
+            left.set()
 
     tty.setcbreak(keyboard)
     loop.add_reader(keyboard, read)
     try:
-        yield pressed
+        yield left
     finally:
         loop.remove_reader(keyboard)
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -47,7 +47,7 @@ _FRESH_SECONDS = 60.0
 LOOK_SECONDS = 2.0
 """How often a projector looks whether what it wrote is still there."""
 
-_BEGUN = "select count(*) from projection_checkpoint where projection = any($1::text[])"
+_KNOWN = "select projection, seq from projection_checkpoint"
 _FILTERS = {EVENTS: ALL_EVENTS, METRICS: ALL_METRICS}
 
 
@@ -77,7 +77,7 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
                 before = await closed.find(nc, pool) if stream == EVENTS else None
                 store = EventStore(nc, stream, before)
                 work = [_advance(store, connection, present, positions)] if present else []
-                work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, present))
+                work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, positions))
                 await _first_of(*work)
         except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
             numbers.interruptions.labels(stream).inc()
@@ -103,20 +103,18 @@ async def _rebuilt(nc: Client, pool: Pool, projections: Sequence[Projection]) ->
             projections = await due(connection, projections, LONG)
 
 
-async def _emptied(pool: Pool, projections: Sequence[Projection]) -> None:
-    """Ends when tables that told of something tell of nothing: they are not noticed by writing while nothing
-    happens.
+async def _emptied(pool: Pool, positions: Mapping[str, int]) -> None:
+    """Ends when the tables know less than was written: that is not noticed by writing while nothing happens.
 
     Raises:
         TablesMissing: they are not even there.
     """
-    begun, names = 0, [p.name for p in projections]
     while True:
+        written = dict(positions)
         async with answering(), pool.acquire() as connection:
-            now: int = await connection.fetchval(_BEGUN, names)
-        if now < begun:
+            known = {row["projection"]: row["seq"] for row in await connection.fetch(_KNOWN)}
+        if any(known.get(name, 0) < seq for name, seq in written.items()):
             return
-        begun = now
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -170,7 +168,7 @@ async def _advance(
         async for batch in batches:
             if batch.records:
                 began, since = now(), time.time()
-                positions = await advance(connection, projections, batch.records, positions)
+                positions.update(await advance(connection, projections, batch.records, positions))
                 numbers.projected(stream, batch.records, since, time.time())
                 if collecting():
                     _tell(batch.records, since)
