@@ -38,6 +38,8 @@ class Asked:
     key: str
     answers: list[str] = field(default_factory=list)
     """Job ids of every 202; more than one where it was repeated. Empty: unknown."""
+    seq: int = 0
+    """What the last 202 said: reads that name it as `min_seq` know of the job."""
 
 
 def check(evidence: Evidence, asked: Iterable[Asked], given_up: Collection[str] = ()) -> None:

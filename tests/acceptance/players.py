@@ -57,6 +57,7 @@ async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
     assert answer.status_code == 202, answer.text
     id_: str = answer.json()["id"]
     asked.answers.append(id_)
+    asked.seq = answer.json()["seq"]
     return id_
 
 

