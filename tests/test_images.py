@@ -9,6 +9,7 @@ import io
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -489,3 +490,17 @@ async def test_children_die_with_a_killed_parent_even_when_they_do_not_listen(
     await parent.wait()
     await wait_until(lambda: not any(alive(pid) for pid in pids), what="both children ended")
     assert await parent.stderr.read() == b""
+
+
+async def test_a_child_whose_door_stays_open_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = images._Child._line
+
+    async def without(child: images._Child, channel: socket.socket) -> bytes:
+        await line(child, channel)
+        return b'{"confined": false}\n'
+
+    monkeypatch.setattr(images._Child, "_line", without)
+    async with Workshop():
+        assert "Landlock" in caplog.text

@@ -163,12 +163,14 @@ class _Child:
             )
         ready = self._socket
         try:
-            await self._line(ready)
+            said = msgspec.json.decode(await self._line(ready))
         except BaseException as error:
             await self.end()
             if isinstance(error, _ChildDied):
                 raise ServerFailed("the process that decodes pictures does not start") from error
             raise
+        if not said["confined"]:
+            log.warning("pictures are decoded with limits, but the file system is open: no Landlock here")
         return ready
 
     async def answer(self, order: bytes, source: Path, targets: Sequence[Path]) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""Where the systems of acceptance tests live: Postgres wants short paths that anybody may enter."""
+"""Where acceptance tests have their systems, and who looks on; Postgres wants short paths, open to all."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
+from acceptance.evidence import Witness
+from acceptance.players import Crowd
+from acceptance.settling import watching
+from acceptance.system import System
 
 _numbers = itertools.count(1)
 
@@ -39,3 +44,16 @@ def _room(rooms: Path) -> Path:
     folder = rooms / str(next(_numbers))
     folder.mkdir(mode=0o755)
     return folder
+
+
+@pytest.fixture(scope="module")
+async def witness(system: System) -> AsyncIterator[Witness]:
+    """Who sees everything that the module's own `system` does."""
+    async with watching(system) as witness:
+        yield witness
+
+
+@pytest.fixture(scope="module")
+def crowds() -> list[Crowd]:
+    """Whoever asked in any test of a module: what they were told stays true."""
+    return []

@@ -11,7 +11,7 @@ import pytest
 from acceptance.evidence import Witness
 from acceptance.job_types import TIMEOUT, write_swatch
 from acceptance.players import ask_until_answered, request
-from acceptance.settling import happened, settled, watching
+from acceptance.settling import happened, settled
 from acceptance.system import System, running
 from waiting import wait_until
 
@@ -26,12 +26,6 @@ async def system(module_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
     async with running(module_root, render_ms="20-50", simulators=2, **settings) as system:
         yield system
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from acceptance.evidence import Witness
 from acceptance.failpoints import PLACES, Failpoints
 from acceptance.players import SCALE, SEED, Crowd, scaled
-from acceptance.settling import ends, settled, watching
+from acceptance.settling import ends, settled
 from acceptance.system import System, running, say
 from waiting import wait_until
 
@@ -40,17 +40,6 @@ async def system(module_root: Path, failpoints: Failpoints) -> AsyncIterator[Sys
     async with running(module_root, render_ms="50-200", apis=2, **failpoints.environ) as system:
         system.start("generation2", "generation3", "generation4")
         yield system
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
-
-
-@pytest.fixture(scope="module")
-def crowds() -> list[Crowd]:
-    return []
 
 
 @pytest.mark.timeout(300)

@@ -13,7 +13,7 @@ import pytest
 from acceptance.checker import Asked
 from acceptance.evidence import Witness
 from acceptance.players import ask, ask_until_answered, request
-from acceptance.settling import ends, happened, settled, watching
+from acceptance.settling import ends, happened, settled
 from acceptance.system import System, running
 from waiting import wait_until
 
@@ -22,12 +22,6 @@ from waiting import wait_until
 async def system(module_root: Path) -> AsyncIterator[System]:
     async with running(module_root, render_ms="50-200", apis=2) as system:
         yield system
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
 
 
 @pytest.fixture(scope="module")

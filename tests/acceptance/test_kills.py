@@ -14,7 +14,7 @@ import pytest
 
 from acceptance.evidence import Witness
 from acceptance.players import SEED, Crowd, ask, ask_until_answered, request, scaled
-from acceptance.settling import ends, happened, settled, watching
+from acceptance.settling import ends, happened, settled
 from acceptance.system import System, running, say
 from waiting import wait_until
 
@@ -28,39 +28,27 @@ async def system(module_root: Path) -> AsyncIterator[System]:
         yield system
 
 
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
-
-
-@pytest.fixture(scope="module")
-def everything_asked() -> list[Crowd]:
-    """What all tests so far have asked for: it must stay as it is, too."""
-    return []
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.fault("K1", "K2", "K3", "K4", "K5", "K6", "K7")
 async def test_a_killed_part_loses_and_doubles_nothing(
-    victim: str, system: System, witness: Witness, everything_asked: list[Crowd]
+    victim: str, system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     dice = random.Random(f"{SEED} {victim}")
     say(f"FORGE_TEST_SEED={SEED}")
     crowd = Crowd(system, scaled(20), users=5, dice=dice, pause=0.3)
-    everything_asked.append(crowd)
+    crowds.append(crowd)
     done = Counter(ends(await witness.everything()))["completed"]
     async with asyncio.TaskGroup() as group:
         group.create_task(crowd.play())
         await happened(witness, "completed", done + dice.randrange(2, scaled(10)))
         await _killed_and_back(system, victim, dice)
-    await _judged(system, witness, everything_asked)
+    await _judged(system, witness, crowds)
 
 
 @pytest.mark.fault("K2")
 async def test_a_half_stored_picture_of_a_killed_worker_goes(
-    system: System, witness: Witness, everything_asked: list[Crowd]
+    system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     async with system.client("mei") as mei:
         asked = request("mei", params={"width": 1024, "height": 1024})
@@ -70,12 +58,12 @@ async def test_a_half_stored_picture_of_a_killed_worker_goes(
         assert witness.leftovers(), "killed in the act"
         system.start("generation")
         await happened(witness, "adopted", job=id_)
-    await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), asked])
+    await settled(witness, [*(one for crowd in crowds for one in crowd.asked), asked])
 
 
 @pytest.mark.fault("B7")
 async def test_orders_that_vanish_are_given_again(
-    system: System, witness: Witness, everything_asked: list[Crowd]
+    system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     await system.order("sim", "render", {"least_ms": 800})
     async with system.client("mei") as mei:
@@ -88,12 +76,12 @@ async def test_orders_that_vanish_are_given_again(
         system.kill("generation")
         system.start("generation")
         await happened(witness, "completed", job=asked[-1].answers[0])
-    await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), *asked])
+    await settled(witness, [*(one for crowd in crowds for one in crowd.asked), *asked])
 
 
 @pytest.mark.fault("K6")
 async def test_requests_are_accepted_while_postgres_is_away(
-    system: System, witness: Witness, everything_asked: list[Crowd]
+    system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     async with system.client("mei") as mei:
         system.kill("postgres")
@@ -107,12 +95,12 @@ async def test_requests_are_accepted_while_postgres_is_away(
         system.start("postgres")
         newest = max(event.seq for event in drawn)
         await wait_until(lambda: _status(mei, f"/assets?min_seq={newest}", 200), 20, "the tables catch up")
-    await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), *asked])
+    await settled(witness, [*(one for crowd in crowds for one in crowd.asked), *asked])
 
 
 @pytest.mark.fault("K5")
 async def test_pictures_are_readable_while_nats_is_away(
-    system: System, witness: Witness, everything_asked: list[Crowd]
+    system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     async with system.client("mei") as mei:
         asked = request("mei")
@@ -128,7 +116,7 @@ async def test_pictures_are_readable_while_nats_is_away(
         assert (await mei.get(f"/assets/{listed[0]['id']}/file")).status_code == 200
         system.start("nats")
         await ask_until_answered(mei, late)
-    await settled(witness, [*(one for crowd in everything_asked for one in crowd.asked), asked, late])
+    await settled(witness, [*(one for crowd in crowds for one in crowd.asked), asked, late])
 
 
 async def _status(client: httpx.AsyncClient, path: str, wanted: int) -> bool:

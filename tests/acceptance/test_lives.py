@@ -15,7 +15,7 @@ import pytest
 from acceptance.evidence import TERMINAL, Evidence, Witness
 from acceptance.job_types import write_swatch
 from acceptance.players import ask_until_answered, request, scaled
-from acceptance.settling import happened, settled, watching
+from acceptance.settling import happened, settled
 from acceptance.system import System, running
 from waiting import wait_until
 
@@ -27,12 +27,6 @@ async def system(module_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
     job_types = write_swatch(tmp_path_factory.mktemp("types") / "own")
     async with running(module_root, FORGE_WORKFLOWS_DIR=str(job_types)) as system:
         yield system
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
 
 
 @pytest.fixture

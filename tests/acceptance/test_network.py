@@ -13,7 +13,7 @@ import pytest
 
 from acceptance.evidence import Witness
 from acceptance.players import SEED, Crowd, ask, ask_until_answered, request, scaled
-from acceptance.settling import ends, settled, watching
+from acceptance.settling import ends, settled
 from acceptance.system import System, running, say
 from waiting import wait_until
 
@@ -22,17 +22,6 @@ from waiting import wait_until
 async def system(module_root: Path) -> AsyncIterator[System]:
     async with running(module_root, render_ms="50-200", linked=True) as system:
         yield system
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
-
-
-@pytest.fixture(scope="module")
-def crowds() -> list[Crowd]:
-    return []
 
 
 @pytest.mark.timeout(240)

@@ -16,7 +16,7 @@ import pytest
 
 from acceptance.evidence import Witness
 from acceptance.players import SEED, Crowd, ask_until_answered, request, scaled
-from acceptance.settling import ends, settled, watching
+from acceptance.settling import ends, settled
 from acceptance.system import Command, System, running, say
 from folding import tables
 from forge.topology import EVENTS
@@ -28,18 +28,6 @@ from waiting import wait_until
 async def system(module_root: Path) -> AsyncIterator[System]:
     async with running(module_root, render_ms="50-200") as system:
         yield system
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
-
-
-@pytest.fixture(scope="module")
-def crowds() -> list[Crowd]:
-    """Whoever asked in any test here: what they were told stays true."""
-    return []
 
 
 async def test_it_rebuilds_while_jobs_complete_and_readers_read(

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from acceptance.collector import Collector, Hop, collecting, plain_labels
 from acceptance.evidence import Evidence, Witness
 from acceptance.players import request
-from acceptance.settling import happened, settled, watching
+from acceptance.settling import happened, settled
 from acceptance.system import API, System, running
 from waiting import wait_until
 
@@ -68,12 +68,6 @@ async def system(module_root: Path, collector: Collector) -> AsyncIterator[Syste
 async def client(system: System) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=system.url("api") + API, headers=BEARER, timeout=10.0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-async def witness(system: System) -> AsyncIterator[Witness]:
-    async with watching(system) as witness:
-        yield witness
 
 
 @pytest.fixture(scope="module")
