@@ -90,6 +90,7 @@ KINDS: dict[type[ForgeError], Kind] = {
     errors.SettingInvalid: _INTERNAL,
     errors.WorkflowInvalid: _INTERNAL,
     errors.MigrationFailed: _INTERNAL,
+    errors.ClosingRefused: _INTERNAL,
     errors.ReplayRefused: _INTERNAL,
     errors.RestoreRefused: _INTERNAL,
     errors.FileUnfit: _INTERNAL,
