@@ -198,10 +198,12 @@ async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
 
 
 async def remake(pool: Pool) -> list[str]:
-    """:func:`migrate` for a running forge whose database somebody emptied."""
+    """:func:`migrate` for a running forge whose database somebody emptied: nobody sees the tables as an early
+    migration leaves them."""
     async with answering(), pool.acquire() as connection:
         try:
-            return await _migrated(connection, migrations())
+            async with connection.transaction():
+                return await _migrated(connection, migrations())
         finally:
             connection.remove_log_listener(_pass_on)
 
