@@ -12,8 +12,9 @@ import asyncpg
 import pytest
 from nats.aio.client import Client
 
-from forge import topology
+from forge import database, topology
 from forge.broker import connect
+from forge.database import Pool
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
 from forge.eventstore import EventStore
 from forge.settings import Settings
@@ -119,3 +120,10 @@ async def _execute(server: EmbeddedPostgres, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@pytest.fixture
+async def pool(database_dsn: str) -> AsyncIterator[Pool]:
+    """Connections to the test's own database."""
+    async with database.opened(database_dsn) as pool:
+        yield pool

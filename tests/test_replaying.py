@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import asyncpg
@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from nats.aio.client import Client
 
 import factories as make
+from endless import beside
 from factories import job_id, meta
 from folding import tables
 from forge import database, replaying, topology
-from forge.broker import connect
 from forge.cli import cli
 from forge.database import Pool
 from forge.embedded import EmbeddedNats
@@ -38,22 +38,8 @@ JOBS = 40
 ROUNDS = 12
 
 
-@pytest.fixture
-async def pool(database_dsn: str) -> AsyncIterator[Pool]:
-    async with database.opened(database_dsn) as pool:
-        yield pool
-
-
-@asynccontextmanager
-async def projecting(nats_server: EmbeddedNats, pool: Pool) -> AsyncIterator[asyncio.Task[None]]:
-    nc = await connect(nats_server.url, "projector")
-    task = asyncio.create_task(projector.run(nc, pool))
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await nc.close()
+def projecting(nats_server: EmbeddedNats, pool: Pool) -> AbstractAsyncContextManager[asyncio.Task[None]]:
+    return beside(nats_server, "projector", lambda nc: projector.run(nc, pool))
 
 
 def story(nth: int, user: str) -> list[Event]:

@@ -287,8 +287,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
         except DatabaseUnavailable as error:  # requests are accepted without it
             log.warning("starting without the database", extra={"error": error.detail})
         pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
-        before = await stack.enter_async_context(closed.found(nc, settings.postgres_dsn))
-        events = EventStore(nc, before=before)
+        events = EventStore(nc, before=await closed.find(nc, pool))
         blobs = await opened_store(settings, events)
         capacity = Capacity(settings)
         admissions = Admissions(

@@ -61,6 +61,22 @@ class _Client(Client):
             return Client._parse_header_lines(raw)
 
 
+_PATIENCE: dict[str, Any] = {
+    "max_reconnect_attempts": -1,
+    "reconnect_time_wait": 0.2,
+    "ping_interval": 5,
+    "max_outstanding_pings": 2,
+    "connect_timeout": 3,
+    "drain_timeout": 5,
+}
+
+
+def _identity(role: str, login: Login | None) -> dict[str, str]:
+    """Who connects; answers come to inboxes that only this user may hear."""
+    user = {"user": login.user, "password": login.password} if login else {}
+    return {"name": f"forge-{role}", "inbox_prefix": f"_INBOX_{login.user if login else role}", **user}
+
+
 async def connect(
     url: str, role: str, login: Login | None = None, *, on_closed: Callable[[], Awaitable[None]] | None = None
 ) -> Client:
@@ -90,20 +106,7 @@ async def connect(
         if on_closed is not None:
             await on_closed()
 
-    options: dict[str, Any] = {
-        "name": f"forge-{role}",
-        "inbox_prefix": f"_INBOX_{login.user if login else role}",
-        "error_cb": on_error,
-        "closed_cb": _safe(closed),
-        "max_reconnect_attempts": -1,
-        "reconnect_time_wait": 0.2,
-        "ping_interval": 5,
-        "max_outstanding_pings": 2,
-        "connect_timeout": 3,
-        "drain_timeout": 5,
-    }
-    if login:
-        options |= {"user": login.user, "password": login.password}
+    options = {"error_cb": on_error, "closed_cb": _safe(closed), **_identity(role, login), **_PATIENCE}
     nc = _Client()
     try:
         await asyncio.wait_for(nc.connect(url.split(","), **options), CONNECT_SECONDS)

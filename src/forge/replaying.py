@@ -103,17 +103,9 @@ async def rebuild(
         _not_newer(live, projections)
         folding = await stack.enter_async_context(pool.acquire())
         made = await shadow.make(folding, projections)
-        before = await closed.find(nc, pool)
         folds = [
-            await stack.enter_async_context(
-                _fold(
-                    EventStore(nc, stream, before if stream == EVENTS else None),
-                    folding,
-                    projections,
-                    progress,
-                )
-            )
-            for stream in dict.fromkeys(p.stream for p in projections)
+            await stack.enter_async_context(_fold(store, folding, projections, progress))
+            for store in await _stores(nc, pool, projections)
         ]
         for fold in folds:
             await fold.upto(fold.comparable(live) or await fold.head())
@@ -136,6 +128,13 @@ async def rebuild(
             differences=tuple(found),
             kept=kept,
         )
+
+
+async def _stores(nc: Client, pool: Pool, projections: Sequence[Projection]) -> list[EventStore]:
+    """The streams these are made from, each once; the log with what was closed of it."""
+    before = await closed.find(nc, pool)
+    streams = dict.fromkeys(projection.stream for projection in projections)
+    return [EventStore(nc, stream, before if stream == EVENTS else None) for stream in streams]
 
 
 async def drop_old(pool: Pool) -> bool:

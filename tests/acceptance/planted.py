@@ -42,7 +42,7 @@ def ack_before_store() -> None:
         copy.write_bytes(picture.path.read_bytes())
 
         async def afterwards() -> None:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the bug itself: the file comes later than the word of it
             picture.path = copy
             await keep(self, picture, kind)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
+from endless import beside
 from factories import job_id, meta, submitted
 from forge import archive, database, follower, topology
-from forge.broker import connect, request
+from forge.broker import request
 from forge.database import Pool
 from forge.domain.chain import Entry
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
@@ -29,22 +29,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "_SILENT_SECONDS", 0.9)
 
 
-@pytest.fixture
-async def pool(database_dsn: str) -> AsyncIterator[Pool]:
-    async with database.opened(database_dsn) as pool:
-        yield pool
-
-
-@asynccontextmanager
-async def copying(server: EmbeddedNats, pool: Pool) -> AsyncIterator[asyncio.Task[None]]:
-    nc = await connect(server.url, "archivist")
-    task = asyncio.create_task(archivist.run(nc, pool))
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await nc.close()
+def copying(server: EmbeddedNats, pool: Pool) -> AbstractAsyncContextManager[asyncio.Task[None]]:
+    return beside(server, "archivist", lambda nc: archivist.run(nc, pool))
 
 
 async def write(events: EventStore, count: int, user: str) -> list[tuple[str, bytes]]:

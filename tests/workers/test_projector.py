@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
@@ -12,10 +11,11 @@ import pytest
 from nats.aio.client import Client
 
 import damage
+from endless import beside
 from factories import cancelled, job_id, meta, sampled, started, submitted
 from folding import ALL, fold, tables
 from forge import database, follower, topology
-from forge.broker import connect, request
+from forge.broker import request
 from forge.database import Pool
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
 from forge.errors import LogDamaged, LogUnreadable
@@ -31,23 +31,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "_SILENT_SECONDS", 0.9)
 
 
-@pytest.fixture
-async def pool(database_dsn: str) -> AsyncIterator[Pool]:
-    async with database.opened(database_dsn) as pool:
-        yield pool
-
-
-@asynccontextmanager
-async def projecting(nats_server: EmbeddedNats, pool: Pool) -> AsyncIterator[asyncio.Task[None]]:
-    """A projector on its own connection; ends as a killed process would."""
-    nc = await connect(nats_server.url, "projector")
-    task = asyncio.create_task(projector.run(nc, pool))
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await nc.close()
+def projecting(nats_server: EmbeddedNats, pool: Pool) -> AbstractAsyncContextManager[asyncio.Task[None]]:
+    return beside(nats_server, "projector", lambda nc: projector.run(nc, pool))
 
 
 async def write(events: EventStore, count: int, user: str) -> int:

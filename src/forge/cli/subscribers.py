@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -83,8 +83,8 @@ def _connected(data_dir: Path | None, act: Callable[[Client], Awaitable[T]]) -> 
 
     from forge.subscribers import opened
 
-    async def done() -> Any:
+    async def done() -> T:
         async with opened(given_settings(data_dir)) as nc:
             return await act(nc)
 
-    return asyncio.run(done())  # type: ignore[no-any-return]
+    return asyncio.run(done())

@@ -115,7 +115,7 @@ class Dispatcher:
                     caught_up.set()
 
     def _follow_trace(self, record: Recorded) -> None:
-        job_id: UUID = getattr(record.event, "job_id")  # noqa: B009
+        job_id: UUID = getattr(record.event, "job_id")  # noqa: B009  (every event it follows has one)
         if job_id not in self.line.jobs:
             self._traces.pop(job_id, None)
         elif isinstance(record.event, Admission) and record.meta.traceparent:
