@@ -83,7 +83,7 @@ async def run(root: Path, seed: int, seconds: float, say: Say) -> Counter[str]:
 
 
 async def _round(system: System, dice: random.Random, say: Say) -> None:
-    """Quiet, some faults, all well again. Every sleep here is how long a fault lasts; none waits for a fact."""
+    """Quiet, some faults, all well again. A sleep here is how long a fault lasts; none waits for a fact."""
     await asyncio.sleep(QUIET_SECONDS)
     count = 0 if dice.random() < 0.25 else dice.randint(1, MOST)
     victims = dice.sample(PROCESSES, k=count)
