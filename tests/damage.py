@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from forge.broker import connect
 from forge.embedded import EmbeddedNats
+from forge.eventstore import EventStore
 from forge.topology import EVENTS
 
 
@@ -32,3 +36,18 @@ def cut(server: EmbeddedNats, ratio: float = 0.5) -> None:
 def lose(server: EmbeddedNats) -> None:
     """Remove a block."""
     blocks(server)[0].unlink()
+
+
+@asynccontextmanager
+async def after(
+    server: EmbeddedNats, harm: Callable[[EmbeddedNats], None] = lambda _: None
+) -> AsyncIterator[EventStore]:
+    """The log of a server that was harmed while it was stopped, over a new connection."""
+    server.stop()
+    harm(server)
+    server.start()
+    nc = await connect(server.url, "after")
+    try:
+        yield EventStore(nc)
+    finally:
+        await nc.close()

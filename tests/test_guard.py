@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
@@ -44,19 +43,6 @@ async def remade(nc: Client) -> None:
     """Another log of the same name, as a server on a new disk would have."""
     await request(nc, "STREAM.DELETE.FORGE_EVENTS")
     await topology.apply(nc)
-
-
-@asynccontextmanager
-async def after(server: EmbeddedNats, harm: Callable[[EmbeddedNats], None]) -> AsyncIterator[EventStore]:
-    """The log of a server that was harmed while it was stopped, over a new connection."""
-    server.stop()
-    harm(server)
-    server.start()
-    nc = await connect(server.url, "after")
-    try:
-        yield EventStore(nc)
-    finally:
-        await nc.close()
 
 
 def flipped(command: str) -> Callable[[EmbeddedNats], None]:
@@ -122,7 +108,7 @@ async def test_a_damaged_block_is_noticed_without_any_memory_of_it(
     nats_server: EmbeddedNats, events: EventStore, harm: Callable[[EmbeddedNats], None], said: str
 ) -> None:
     await write(events, 9)
-    async with after(nats_server, harm) as log:
+    async with damage.after(nats_server, harm) as log:
         assert said in await refused(log, None)
 
 
@@ -130,7 +116,7 @@ async def test_a_checkpoint_on_a_damaged_event_is_noticed(
     nats_server: EmbeddedNats, events: EventStore, connection: Connection
 ) -> None:
     await fold(connection, (await write(events, 9))[:5], [5])
-    async with after(nats_server, flipped("submit4")) as log:
+    async with damage.after(nats_server, flipped("submit4")) as log:
         assert "event 5 cannot be read" in await refused(log, connection)
 
 
@@ -151,7 +137,7 @@ async def test_a_start_without_postgres_looks_at_the_log_alone(
         await guard.at_start(events, NOBODY)
     await write(events, 9)
     await guard.at_start(events, NOBODY)
-    async with after(nats_server, damage.cut) as log:
+    async with damage.after(nats_server, damage.cut) as log:
         with pytest.raises(LogDamaged):
             await guard.at_start(log, NOBODY)
 

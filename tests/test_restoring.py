@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -103,21 +103,6 @@ async def has_announced(nc: Client, count: int) -> bool:
     return await announced(nc) == count
 
 
-@asynccontextmanager
-async def after(
-    server: EmbeddedNats, harm: Callable[[EmbeddedNats], None] = lambda _: None
-) -> AsyncIterator[EventStore]:
-    """The log of a server that was harmed while it was stopped."""
-    server.stop()
-    harm(server)
-    server.start()
-    nc = await connect(server.url, "after")
-    try:
-        yield EventStore(nc)
-    finally:
-        await nc.close()
-
-
 def flipped(nth: int) -> Callable[[EmbeddedNats], None]:
     return lambda server: damage.flip(server, str(meta(f"command {nth}").id).encode())
 
@@ -143,12 +128,12 @@ async def test_a_log_and_its_copy_are_compared_to_the_end(
 async def test_the_first_difference_is_named(
     nats_server: EmbeddedNats, events: EventStore, connection: Connection, written: list[Entry]
 ) -> None:
-    async with after(nats_server, flipped(9)) as log:
+    async with damage.after(nats_server, flipped(9)) as log:
         with pytest.raises(LogDamaged, match="event 10 comes right after event 8"):
             await logbook.verify(log, connection)
     await connection.execute("set session_replication_role = replica")
     await connection.execute("update forge_log.entry set data = '' where seq = 5")
-    async with after(nats_server) as log:
+    async with damage.after(nats_server) as log:
         with pytest.raises(ArchiveDamaged, match="at event 5:"):
             await logbook.verify(log, connection)
 
@@ -230,7 +215,7 @@ async def test_a_damaged_log_is_given_back(
     if harm is not HARM["gone"]:
         await request(nc, "CONSUMER.RESET.FORGE_EVENTS.cleanup", {"seq": 13})
     await nc.close()
-    async with after(nats_server, harm) as log:
+    async with damage.after(nats_server, harm) as log:
         with pytest.raises(LogDamaged):
             await logbook.verify(log, connection)
         if harm is not HARM["flipped"]:  # behind every landmark, and the server does not say so
@@ -259,7 +244,7 @@ async def test_the_past_is_found_by_when_it_was(
     moments = [written[0].arrived, written[17].arrived, datetime.now().astimezone()]
     before = [await events.since(moment) for moment in moments]
     assert [record and record.seq for record in before] == [1, 18, None]
-    async with after(nats_server, flipped(9)) as log:
+    async with damage.after(nats_server, flipped(9)) as log:
         await restored(log, connection)
         assert [await log.since(moment) for moment in moments] == before
 
@@ -271,7 +256,7 @@ async def test_a_restore_that_is_cut_is_run_again(
     written: list[Entry],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with after(nats_server, flipped(9)) as log:
+    async with damage.after(nats_server, flipped(9)) as log:
         steps: list[int] = []
 
         def cut(step: restoring.Step) -> None:
@@ -294,7 +279,7 @@ async def test_what_the_copy_does_not_have_yet_is_saved(
 ) -> None:
     await write(events, COUNT + 1, COUNT + 9)
     whole = await entries(events)
-    async with after(nats_server, flipped(9)) as log:
+    async with damage.after(nats_server, flipped(9)) as log:
         done = await restored(log, connection)
         assert (done.events, done.saved) == (COUNT + 9, 9)
         assert await entries(log) == whole
@@ -305,7 +290,7 @@ async def test_what_was_cut_off_before_it_was_copied_is_lost_only_by_word(
 ) -> None:
     """The server counts what it no longer has, and nothing of it is due."""
     await write(events, COUNT + 1, COUNT + 2)
-    async with after(nats_server, damage.cut) as log:
+    async with damage.after(nats_server, damage.cut) as log:
         with pytest.raises(RestoreRefused, match=f"2 events behind event {COUNT} .* --shorter"):
             await restored(log, connection)
         done = await restored(log, connection, shorter=True)
@@ -322,7 +307,7 @@ async def test_nothing_is_given_up_unasked(
 ) -> None:
     await write(events, COUNT + 1, COUNT + 9)
     await fold(connection, (await records(events))[COUNT:], [9])
-    async with after(nats_server, flipped(COUNT + 5)) as log:
+    async with damage.after(nats_server, flipped(COUNT + 5)) as log:
         with pytest.raises(RestoreRefused, match=f"5 events behind event {COUNT + 4} .* --shorter"):
             await restored(log, connection)
         done = await restored(log, connection, shorter=True)
@@ -388,7 +373,7 @@ async def test_another_log_is_not_written_over(
 async def test_nothing_is_restored_while_forge_runs(
     nats_server: EmbeddedNats, connection: Connection, written: list[Entry]
 ) -> None:
-    async with after(nats_server, flipped(9)) as log, aclosing(follow(log.nc, 20)) as batches:
+    async with damage.after(nats_server, flipped(9)) as log, aclosing(follow(log.nc, 20)) as batches:
         await anext(batches)
         with pytest.raises(RestoreRefused, match="forge runs: follow-"):
             await restored(log, connection)
@@ -399,7 +384,7 @@ async def test_a_copy_that_does_not_hold_restores_nothing(
 ) -> None:
     await connection.execute("set session_replication_role = replica")
     await connection.execute("update forge_log.entry set data = '' where seq = 30")
-    async with after(nats_server, damage.cut) as log:
+    async with damage.after(nats_server, damage.cut) as log:
         with pytest.raises(ArchiveDamaged, match="at event 30:"):
             await restored(log, connection)
         assert (await guard.extent(log)).missing

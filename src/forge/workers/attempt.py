@@ -303,9 +303,8 @@ class Attempt:
         else:
             log.error("an attempt broke", exc_info=error)
             code, message = "internal", "something in forge broke; its log tells more"
-        log.warning(
-            "an attempt failed", extra={"code": code}
-        )  # the event has the rest, which may quote a prompt
+        # the event has the rest, which may quote a prompt
+        log.warning("an attempt failed", extra={"code": code})
         known = self.loaded.job.worker
         await self._reload()
         if not self._current() or self.loaded.job.worker != known:
