@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,7 +20,9 @@ import msgspec
 from forge.commands import SUBMIT_SECONDS, Jobs, Loaded
 from forge.domain.admission import (
     Balances,
+    BalancesState,
     Grants,
+    GrantsState,
     Sizes,
     demand_character,
     demand_hour,
@@ -29,15 +31,14 @@ from forge.domain.admission import (
     demand_session,
 )
 from forge.domain.assets import answers, produced, regenerated
-from forge.domain.dispatch import Line
+from forge.domain.dispatch import Line, LineState
 from forge.domain.ids import new_id
-from forge.domain.jobs import Retry, Reuse, admitted, decide, evolve
+from forge.domain.jobs import Job, Retry, Reuse, admitted, decide, evolve
 from forge.domain.limits import DEFAULT_PRIORITY, MAX_QUEUED_JOBS
 from forge.domain.results import Results
 from forge.errors import (
     Conflict,
     ForgeError,
-    JobNotFailed,
     KeyReused,
     Limit,
     LimitReached,
@@ -51,6 +52,8 @@ from forge.library import Library, Shelf
 from forge.topology import ALL_ADMISSIONS, admissions
 from forge.topology import job as facts_of
 from forge.uploads import Uploads
+
+log = logging.getLogger("forge.admissions")
 
 _TRIES = 20
 _TURNS = 256
@@ -138,6 +141,16 @@ class _Seen(msgspec.Struct, frozen=True):
     seq: int
 
 
+class AdmissionsState(msgspec.Struct, frozen=True):
+    """All that admissions are decided by, at one event of the log."""
+
+    line: LineState
+    grants: GrantsState
+    balances: BalancesState
+    sizes: dict[str, tuple[int, int]]
+    results: dict[str, int]
+
+
 class Admissions:
     """Admits jobs within the limits, exactly: decides against the line, and the log refuses a decision that
     is out of date.
@@ -176,6 +189,24 @@ class Admissions:
             self.sizes.apply(record)
             self.results.apply(record)
 
+    def state(self) -> AdmissionsState:
+        """What was taken in so far, for a :class:`forge.snapshots.Snapshot`."""
+        return AdmissionsState(
+            self.line.state(),
+            self.grants.state(),
+            self.balances.state(),
+            self.sizes.state(),
+            self.results.state(),
+        )
+
+    def restore(self, state: AdmissionsState) -> None:
+        """Know, before anything was taken in, what another process knew."""
+        self.line.restore(state.line)
+        self.grants.restore(state.grants)
+        self.balances.restore(state.balances)
+        self.sizes.restore(state.sizes)
+        self.results.restore(state.results)
+
     async def submit(self, user: str, requests: Sequence[JobRequest], *, actor: str) -> list[Loaded]:
         """Admit all requests or none; keys that were used before answer with their jobs as they are.
 
@@ -203,7 +234,10 @@ class Admissions:
             made = iter(await self._admit(seen, [_submission(user, r) for r in fresh], "submit", actor))
             return [job or _fresh(next(made)) for job in known]
 
-        return await self._in_turn(user, len(requests), attempt)
+        accepted = await self._in_turn(user, len(requests), attempt)
+        ids = [str(request.id) for request in requests]
+        log.info("accepted", extra={"jobs": ids} if ids[1:] else {"job": ids[0]})
+        return accepted
 
     async def retry(self, user: str, job_id: UUID, submitted_seq: int, *, actor: str) -> Loaded:
         """Admit a failed job again; ``submitted_seq`` is where its request stands.
@@ -216,9 +250,8 @@ class Admissions:
 
         async def attempt(seen: _Seen) -> Loaded:
             closed = await self._closed()
-            waiting = self.line.jobs.get(job_id)
-            if waiting is not None:
-                raise JobNotFailed(f"the job is {waiting.status}; only a failed job can be retried")
+            while (waiting := self.line.jobs.get(job_id)) is not None:
+                await self._leaves(user, waiting)
             loaded = await self.jobs.load(user, job_id, submitted_seq, timeout=SUBMIT_SECONDS)
             [event] = decide(Retry(), loaded.job)
             if closed:
@@ -230,6 +263,23 @@ class Admissions:
             return msgspec.structs.replace(loaded, job=job, seq=record.seq)
 
         return await self._in_turn(user, 1, attempt)
+
+    async def _leaves(self, user: str, waiting: Job) -> None:
+        """Wait until this process has read that a job failed, as whoever wants it again has heard.
+
+        Raises:
+            JobNotFailed: it has not.
+            LogUnavailable: forge does not hear from its log.
+        """
+        where = waiting.submitted_seq, waiting.admitted_seq
+        decide(Retry(), (await self.jobs.load(user, waiting.id, *where, timeout=SUBMIT_SECONDS)).job)
+
+        def left() -> bool:
+            there = self.line.jobs.get(waiting.id)
+            return there is None or there.admitted_seq != waiting.admitted_seq
+
+        async with self.moved:
+            await _within(self.moved.wait_for(left), "forge does not hear from its log")
 
     async def _closed(self) -> ForgeError | None:
         """Why nothing new may be admitted, if so."""
@@ -282,14 +332,12 @@ class Admissions:
     async def _demand_room(self, requests: Sequence[JobRequest]) -> None:
         """Refuse what would be drawn in vain. The conclusion of a job is where these limits are exact."""
         for session_id in {r.session_id for r in requests if r.session_id is not None}:
-            mine = Counter[str]()
-            for r in requests:
-                mine[r.asset_type] += r.pictures if r.session_id == session_id else 0
+            mine = [r for r in requests if r.session_id == session_id]
             held = self.balances.session(session_id)
             if held is None:
                 held = (await self.library.held_by_session(session_id, timeout=SUBMIT_SECONDS)).amount
             owed = self.sizes.guess(self.line.owed_to_session(session_id))
-            demand_session(held, owed, self.sizes.guess(mine))
+            demand_session(held, owed, sum(self.sizes.guess({r.asset_type: r.pictures}) for r in mine))
         for character_id in {r.character_id for r in requests if r.character_id is not None}:
             wanted = sum(r.pictures for r in requests if r.character_id == character_id)
             held = self.balances.character(character_id)

@@ -14,14 +14,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import uvloop
 from nats.aio.client import Client
 from prometheus_client.metrics_core import Metric
 
-from forge import closed, database, guard, replaying, telemetry, topology
+from forge import closed, database, guard, replaying, telemetry, topology, watchdog
 from forge.admissions import Admissions
 from forge.broker import connect
 from forge.comfyui.workflows import load as load_workflows
@@ -38,10 +38,14 @@ from forge.replaying import Rebuilt, Step, rebuild
 from forge.resources import Capacity
 from forge.retention import Retention
 from forge.settings import Settings
+from forge.snapshots import Snapshots
 from forge.store import Store
 from forge.telemetry import numbers
 from forge.uploads import Uploads
 from forge.workers.status import Status
+
+if TYPE_CHECKING:
+    from forge.api.parts import Parts
 
 log = logging.getLogger("forge")
 
@@ -73,6 +77,7 @@ async def setup(settings: Settings) -> list[str]:
     try:
         await topology.await_leader(nc)
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
+        await database.check_not_newer(settings.postgres_dsn)  # before streams become what they were once
         changes = await topology.apply(nc, replicas=settings.nats_replicas)
     finally:
         await nc.close()
@@ -123,7 +128,7 @@ async def drop_old(settings: Settings) -> bool:
 
 def run_worker(settings: Settings, roles: frozenset[str]) -> int:
     """Run some roles until told to stop; the exit status."""
-    telemetry.start("worker")
+    telemetry.start("worker", settings.log_level)
     return uvloop.run(_until_stopped(_worker(settings, roles)))
 
 
@@ -141,7 +146,8 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
         events = EventStore(connections[users[0]])
         await guard.at_start(events, settings.postgres_dsn)
         for user, nc in connections.items():
-            await topology.await_setup(nc, NEEDS[user])
+            if not await _set_up(nc, user, stop):
+                return
         before = await stack.enter_async_context(closed.found(connections[users[0]], settings.postgres_dsn))
         logs = {user: EventStore(nc, before=before) for user, nc in connections.items()}
         endless, draining = await _roles(stack, logs, settings, roles, stop, status)
@@ -168,14 +174,16 @@ async def _roles(
     draining: list[Coroutine[Any, Any, None]] = []
     if roles & {"generation", "cleanup", "scheduler"}:
         store = await opened_store(settings, next(iter(logs.values())))
+    pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
     if roles & {"projector", "cleanup", "scheduler"}:
         await _migrated(settings)
-        pool = await stack.enter_async_context(database.opened(settings.postgres_dsn))
         status.checks["database"] = partial(position, pool)
     if "dispatcher" in roles:
-        from forge.workers.dispatcher import Dispatcher
+        from forge.workers.dispatcher import Dispatcher, DispatcherState
 
-        endless.append(Dispatcher(logs[WORKER]).run())
+        every = settings.snapshot_events
+        snapshots = Snapshots(pool, logs[WORKER], "dispatcher", DispatcherState, every)
+        endless.append(Dispatcher(logs[WORKER], snapshots).run())
     if "projector" in roles:
         from forge.workers import archivist, projector
 
@@ -265,65 +273,70 @@ def run_api(settings: Settings, *, open_to_loopback: bool = False) -> int:
     ``open_to_loopback`` takes requests from this machine without a key as those of an operator: only
     ``forge dev`` says so, and only where no keys are set.
     """
-    telemetry.start("api")
+    telemetry.start("api", settings.log_level)
     return uvloop.run(_until_stopped(_api(settings, open_to_loopback)))
 
 
 async def _api(settings: Settings, open_to_loopback: bool) -> None:
     # imported here, because workers do without the web framework and start faster for it
     from forge.api.app import create_app
-    from forge.api.live import Live
-    from forge.api.parts import Parts
-    from forge.api.reads import ReadCounter
     from forge.api.serving import serve
 
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, API)
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
-        await topology.await_setup(nc, NEEDS[API])
+        if not await _set_up(nc, API, stop):
+            return
         try:
             await database.migrate(settings.postgres_dsn)
         except DatabaseUnavailable as error:  # requests are accepted without it
             log.warning("starting without the database", extra={"error": error.detail})
-        pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
-        events = EventStore(nc, before=await closed.find(nc, pool))
-        blobs = await opened_store(settings, events)
-        capacity = Capacity(settings)
-        admissions = Admissions(
-            events,
-            Line(),
-            queue_limit=settings.queue_limit,
-            rate_per_hour=settings.rate_per_hour,
-            guard=capacity.room,
-            shelf=Shelf(events, blobs, settings.ttl_of),
-        )
-        live = Live(nc, admissions, pool)
-        reads = ReadCounter(events, f"{socket.gethostname()}-{settings.port}")
-        await stack.enter_async_context(reads.flushing(settings.access_flush_seconds))
-        parts = Parts(
-            settings=settings,
-            nc=nc,
-            store=events,
-            admissions=admissions,
-            jobs=admissions.jobs,
-            library=Library(events),
-            uploads=Uploads(events),
-            keys=Keys(events),
-            reads=reads,
-            retention=Retention(events, pool, blobs, settings),
-            pool=pool,
-            workflows=load_workflows(settings.workflows_dir, models=settings.models),
-            blobs=blobs,
-            capacity=capacity,
-            workshop=await stack.enter_async_context(Workshop()),
-            live=live,
-            open_to_loopback=open_to_loopback,
-        )
-        log.info("serving", extra={"host": settings.host, "port": settings.port})
+        parts = await _parts(stack, settings, nc, open_to_loopback)
         app = create_app(parts)
         await stack.enter_async_context(telemetry.exporting("api", app.metrics.now))
-        await serve(app, live, settings.host, settings.port, stop, settings.leave_seconds)
+        await serve(app, parts.live, settings.host, settings.port, stop, settings.leave_seconds)
+
+
+async def _parts(stack: AsyncExitStack, settings: Settings, nc: Client, open_to_loopback: bool) -> Parts:
+    """What the routes of an API work with."""
+    from forge.api.live import Live
+    from forge.api.parts import Parts
+    from forge.api.reads import ReadCounter
+
+    pool = await stack.enter_async_context(database.opened(settings.postgres_dsn, command_timeout=5.0))
+    events = EventStore(nc, before=await closed.find(nc, pool))
+    blobs = await opened_store(settings, events)
+    capacity = Capacity(settings)
+    admissions = Admissions(
+        events,
+        Line(),
+        queue_limit=settings.queue_limit,
+        rate_per_hour=settings.rate_per_hour,
+        guard=capacity.room,
+        shelf=Shelf(events, blobs, settings.ttl_of),
+    )
+    reads = ReadCounter(events, f"{socket.gethostname()}-{settings.port}")
+    await stack.enter_async_context(reads.flushing(settings.access_flush_seconds))
+    return Parts(
+        settings=settings,
+        nc=nc,
+        store=events,
+        admissions=admissions,
+        jobs=admissions.jobs,
+        library=Library(events),
+        uploads=Uploads(events),
+        keys=Keys(events),
+        reads=reads,
+        retention=Retention(events, pool, blobs, settings),
+        pool=pool,
+        workflows=load_workflows(settings.workflows_dir, models=settings.models),
+        blobs=blobs,
+        capacity=capacity,
+        workshop=await stack.enter_async_context(Workshop()),
+        live=Live(nc, admissions, pool, snapshot_events=settings.snapshot_events),
+        open_to_loopback=open_to_loopback,
+    )
 
 
 # -------------------------------------------------------------------- shared
@@ -336,7 +349,8 @@ async def _until_stopped(work: Awaitable[None]) -> int:
         ForgeError: it cannot help: what is wrong must be mended first.
     """
     try:
-        await work
+        with watchdog.watched(_EXIT_FAILED):
+            await work
     except (ForgeError, ExceptionGroup) as error:
         known = list(_leaves(error))
         for leaf in known:
@@ -399,6 +413,21 @@ async def _migrated(settings: Settings, patience: float = 30.0) -> None:
             await asyncio.sleep(0.2)
         else:
             return
+
+
+async def _set_up(nc: Client, user: str, stop: asyncio.Event) -> bool:
+    """Whether the streams that this user needs are there; not, when told to stop while waiting for them."""
+    there = asyncio.create_task(topology.await_setup(nc, NEEDS[user]))
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({there, told}, return_when=asyncio.FIRST_COMPLETED)
+        if there.done():
+            there.result()
+        return there.done()
+    finally:
+        for task in (there, told):
+            task.cancel()
+        await asyncio.gather(there, told, return_exceptions=True)
 
 
 def _stop_on_signals() -> asyncio.Event:

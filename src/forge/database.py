@@ -11,10 +11,10 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -31,6 +31,8 @@ else:
     Connection, Pool = asyncpg.Connection, asyncpg.Pool
 
 log = logging.getLogger("forge.database")
+
+T = TypeVar("T")
 
 _DOWN = (
     OSError,
@@ -73,11 +75,58 @@ class Migration(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Where an answer is garbled, asyncpg says so by whatever error its decoders run into, which would pass
+    for a mistake of forge's, or of the client's.
+
+    Raises:
+        asyncpg.InternalClientError: it is; the connection is of no more use.
+    """
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+        raise
+    except Exception as error:
+        log.warning("an answer of Postgres cannot be read", extra={"reason": repr(error)})
+        raise asyncpg.InternalClientError(f"its answer cannot be read: {error!r}") from error
+
+
+class _Heard(asyncpg.Connection):
+    """A connection that is broken when its answers are garbled."""
+
+    async def execute(self, *args: Any, **more: Any) -> str:
+        return await self._heard(super().execute(*args, **more))
+
+    async def _do_execute(self, *args: Any, **more: Any) -> Any:
+        return await self._heard(super()._do_execute(*args, **more))  # type: ignore[misc]  # its types lack it
+
+    async def _heard(self, answer: Awaitable[T]) -> T:
+        try:
+            with _readable():
+                return await answer
+        except asyncpg.InternalClientError:
+            self.terminate()
+            raise
+
+
+async def connect(*args: Any, **more: Any) -> Any:
+    """asyncpg's own, with one error more that says that Postgres does not answer.
+
+    Raises:
+        asyncpg.InternalClientError: what it answers is garbled.
+    """
+    with _readable():
+        return await asyncpg.connect(*args, **more)
+
+
 @asynccontextmanager
 async def opened(dsn: str, *, most: int = 8, command_timeout: float = 10.0) -> AsyncIterator[Pool]:
     """A pool that connects when first used, so that forge starts while Postgres is away."""
     pool = asyncpg.create_pool(
         dsn,
+        connect=connect,
+        connection_class=_Heard,
         min_size=0,
         max_size=most,
         command_timeout=command_timeout,
@@ -190,9 +239,25 @@ async def migrate(dsn: str, folder: Path | None = None) -> list[str]:
     """
     wanted = migrations(folder)
     async with answering():
-        connection = await asyncpg.connect(dsn, timeout=5.0)
+        connection = await connect(dsn, timeout=5.0)
         try:
             return await _migrated(connection, wanted)
+        finally:
+            await connection.close()
+
+
+async def check_not_newer(dsn: str, folder: Path | None = None) -> None:
+    """See that no newer forge has been here; nothing is changed.
+
+    Raises:
+        MigrationFailed: one has.
+        DatabaseUnavailable: no answer.
+    """
+    wanted = migrations(folder)
+    async with answering():
+        connection = await connect(dsn, timeout=5.0)
+        try:
+            _refuse_newer(len(await applied(connection)), wanted)
         finally:
             await connection.close()
 
@@ -215,11 +280,15 @@ async def _migrated(connection: Connection, wanted: list[Migration]) -> list[str
         await connection.execute("create schema if not exists public")
     await connection.execute(_RECORDS)
     applied = {r["number"]: r for r in await connection.fetch("select * from forge_migration")}
-    if len(applied) > len(wanted):
-        raise MigrationFailed(
-            f"the database is at migration {len(applied)}, this forge knows {len(wanted)}: upgrade forge"
-        )
+    _refuse_newer(len(applied), wanted)
     return [m.name for m in wanted if await _applied(connection, m, applied.get(m.number))]
+
+
+def _refuse_newer(count: int, wanted: list[Migration]) -> None:
+    if count > len(wanted):
+        raise MigrationFailed(
+            f"the database is at migration {count}, this forge knows {len(wanted)}: upgrade forge"
+        )
 
 
 def _pass_on(_: object, message: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import sys
 import time
 import uuid
@@ -30,6 +31,9 @@ API = "/api/v1/comfyui"
 OVER = ("completed", "failed", "cancelled")
 PATIENCE = 600.0
 """Seconds without any job coming to its end: a real ComfyUI without a GPU takes minutes for one picture."""
+
+BUSY_SECONDS, SOON_SECONDS = 60.0, 5.0
+"""How long one request is repeated that forge is too busy for, if it says that it will not be for longer."""
 
 WIDTH_IN_FILES = 140
 """Columns of what is written to a file or pipe, where nothing needs to be cut."""
@@ -118,6 +122,7 @@ def show(environ: Mapping[str, str], *, once: bool, report: Report) -> int:
         status = await _tour(dev.url, settings.api_keys, console)
         console.print(f"pictures and logs are in {settings.data_dir}")
         if once or status:
+            console.print("nothing serves any more: `forge dev` serves these again")
             return status
         console.print("serving until Ctrl-C")
         return None
@@ -161,7 +166,7 @@ async def _submit(client: httpx.AsyncClient) -> dict[str, Sample]:
     for sample in SAMPLES:
         body = {"job_type": sample.job_type, "params": sample.params, "character_id": sample.character_id}
         headers = {"X-Forge-User": sample.user, "Idempotency-Key": str(uuid.uuid4())}
-        answer = _good(await client.post("/jobs", json=body, headers=headers))
+        answer = _good(await _ask(client, "POST", "/jobs", json=body, headers=headers))
         jobs[answer.json()["id"]] = sample
     return jobs
 
@@ -174,7 +179,7 @@ async def _watch(client: httpx.AsyncClient, jobs: Mapping[str, Sample], console:
         tasks = _bar_per_kind(bars, jobs)
         while waiting:
             for job_id in list(waiting):
-                job = _good(await client.get(f"/jobs/{job_id}")).json()
+                job = _good(await _ask(client, "GET", f"/jobs/{job_id}")).json()
                 if job["status"] not in OVER:
                     continue
                 sample = waiting.pop(job_id)
@@ -205,7 +210,7 @@ def _bar_per_kind(bars: Progress, jobs: Mapping[str, Sample]) -> dict[str, TaskI
 
 async def _check(client: httpx.AsyncClient, jobs: Mapping[str, Sample]) -> list[Asset]:
     """Read everything back the way a game would."""
-    finished = [_good(await client.get(f"/jobs/{job_id}")).json() for job_id in jobs]
+    finished = [_good(await _ask(client, "GET", f"/jobs/{job_id}")).json() for job_id in jobs]
     newest = max(job["seq"] for job in finished)
     listed = {asset["id"]: asset async for asset in _listed(client, min_seq=newest)}
     checked = []
@@ -213,7 +218,7 @@ async def _check(client: httpx.AsyncClient, jobs: Mapping[str, Sample]) -> list[
         if not job["assets"]:
             raise DemoFailed(f"job {job['id']} is completed, but has no asset")
         for made in job["assets"]:
-            record = _good(await client.get(f"/assets/{made['id']}")).json()
+            record = _good(await _ask(client, "GET", f"/assets/{made['id']}")).json()
             faults = [] if made["id"] in listed else ["not listed"]
             faults += await faults_of(client, record)
             checked.append(Asset(jobs[job["id"]], record, faults))
@@ -223,12 +228,12 @@ async def _check(client: httpx.AsyncClient, jobs: Mapping[str, Sample]) -> list[
 async def faults_of(client: httpx.AsyncClient, record: Mapping[str, Any]) -> list[str]:
     """What is wrong with an asset's file and thumbnail."""
     faults = []
-    file = await client.get(f"/assets/{record['id']}/file")
+    file = await _ask(client, "GET", f"/assets/{record['id']}/file")
     if file.status_code != 200:
         faults.append(f"file: status {file.status_code}")
     elif hashlib.sha256(file.content).hexdigest() != record["content_hash"]:
         faults.append("file: its bytes are not the ones that were stored")
-    thumbnail = await client.get(f"/assets/{record['id']}/thumbnail", params={"width": 256})
+    thumbnail = await _ask(client, "GET", f"/assets/{record['id']}/thumbnail", params={"width": 256})
     if thumbnail.status_code != 200 or thumbnail.content[8:12] != b"WEBP":
         faults.append(f"thumbnail: status {thumbnail.status_code}")
     return faults
@@ -238,12 +243,24 @@ async def _listed(client: httpx.AsyncClient, min_seq: int = 0) -> AsyncIterator[
     """Every asset there is, page by page."""
     params: dict[str, Any] = {"limit": 100, "min_seq": min_seq}
     while True:
-        page = _good(await client.get("/assets", params=params)).json()
+        page = _good(await _ask(client, "GET", "/assets", params=params)).json()
         for asset in page["items"]:
             yield asset
         if not page["next_cursor"]:
             return
         params["cursor"] = page["next_cursor"]
+
+
+async def _ask(client: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
+    """The answer; as a game would, it comes again when that is a 503 which is soon over, unlike a full volume
+    or a damaged file."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        answer = await client.request(method, path, **more)
+        wait = float(answer.headers.get("Retry-After", "inf")) if answer.status_code == 503 else math.inf
+        if wait > SOON_SECONDS or time.monotonic() > deadline:
+            return answer
+        await asyncio.sleep(wait)
 
 
 def _good(answer: httpx.Response) -> httpx.Response:

@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -114,10 +114,10 @@ def servers(environ: Mapping[str, str]) -> Iterator[Settings]:
 async def _serve(environ: Mapping[str, str], use: Use, report: Report) -> int:
     settings = load(environ)
     children = Children(report)
-    with _stop_on_signals(children), _sole_owner(settings.data_dir):
+    with _stop_on_signals(children), _sole_owner(settings.data_dir), ExitStack() as kept:
         try:
             async with children.supervised():
-                dev = await _start(settings, environ, children)
+                dev = await _start(settings, environ, children, kept)
                 status = await use(dev)
                 if status is None:
                     await asyncio.Event().wait()
@@ -171,8 +171,8 @@ def _sole_owner(data_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-async def _start(settings: Settings, environ: Mapping[str, str], children: Children) -> Dev:
-    port = free_port(settings.host, settings.port)
+async def _start(settings: Settings, environ: Mapping[str, str], children: Children, kept: ExitStack) -> Dev:
+    port = kept.enter_context(kept_port(settings.host, settings.port))
     if settings.workflows_dir or settings.models:
         from forge.comfyui import workflows
 
@@ -180,7 +180,7 @@ async def _start(settings: Settings, environ: Mapping[str, str], children: Child
             settings.workflows_dir, models=settings.models
         )  # its author is told at once, not by a child that keeps dying
     settings = msgspec.structs.replace(settings, port=port)
-    settings = await _start_servers(settings, environ, children)
+    settings = await _start_servers(settings, environ, children, kept)
     dev = Dev(f"http://{_in_url(settings.host)}:{port}", settings)
     children.on_change = lambda: _write_record(dev, children)
     children.on_change()
@@ -196,7 +196,9 @@ async def _start(settings: Settings, environ: Mapping[str, str], children: Child
     return dev
 
 
-async def _start_servers(settings: Settings, environ: Mapping[str, str], children: Children) -> Settings:
+async def _start_servers(
+    settings: Settings, environ: Mapping[str, str], children: Children, kept: ExitStack
+) -> Settings:
     """Start the servers that the environment does not name, all at once; the settings to reach them all."""
     data, logs = settings.data_dir, settings.data_dir / "log"
     found: dict[str, str | Path | tuple[str, ...] | tuple[Path, ...]] = {}
@@ -204,7 +206,7 @@ async def _start_servers(settings: Settings, environ: Mapping[str, str], childre
     if nats:
         children.start("nats", nats)
     if not environ.get("FORGE_COMFYUI_URLS"):
-        port = free_port("127.0.0.1", 0)
+        port = kept.enter_context(kept_port("127.0.0.1", 0))
         files = data / "comfyui"
         words = ["sim", "--port", str(port), "--output-dir", str(files), "--render-ms", RENDER_MS]
         children.start("sim", _command(words, settings, environ))
@@ -270,12 +272,30 @@ def _write_record(dev: Dev, children: Children) -> None:
 
 def free_port(host: str, port: int) -> int:
     """`port` when nobody listens there, or for 0 any such port."""
+    with _bound(host, port) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def kept_port(host: str, port: int) -> Iterator[int]:
+    """The same, for a child that takes seconds to listen there, and again after each of its deaths: on Linux
+    nobody else is given this port by chance meanwhile, and whoever asks for it by its number may have it."""
+    with _bound(host, port) as probe:
+        number = int(probe.getsockname()[1])
+        if sys.platform != "linux":  # where who asks by number would be refused, too
+            probe.close()
+        yield number
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound there, and does not listen."""
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return probe
     except OSError as error:
+        probe.close()
         raise ServerFailed(
             f"cannot listen on {host}:{port}: {error.strerror or error}; "
             "choose another port with --port (0 takes a free one)"

@@ -209,12 +209,12 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class LimitReached(Refused):
-    """A limit of yours is reached."""
+    """A limit of yours is reached. ``never`` says that so much at once is more than it allows at all."""
 
     code = "limit_reached"
 
-    def __init__(self, limit: Limit, detail: str = "") -> None:
-        self.limit = limit
+    def __init__(self, limit: Limit, detail: str = "", *, never: bool = False) -> None:
+        self.limit, self.never = limit, never
         super().__init__(detail or f"{limit.name}: {limit.used} of {limit.allowed} are in use")
 
 
@@ -369,7 +369,7 @@ class FileUnfit(ForgeError):
 
 
 class ServerFailed(ForgeError):
-    """An embedded server did not start."""
+    """An embedded server did not start, or one of forge's own has no place to listen."""
 
     code = "server_failed"
 

@@ -10,22 +10,24 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from forge.broker import BrokerRefused, exchange, heed_cancellation, request, stored
+from forge.broker import BrokerRefused, exchange, heed_cancellation, request, stored, understood
 from forge.domain.chain import ARRIVED
-from forge.errors import Conflict, LogUnavailable
+from forge.errors import Conflict, LogUnavailable, LogUnreadable
 from forge.events.catalogue import Event, encode
 from forge.events.envelope import Meta, Recorded, event_id, headers, open_envelope
 from forge.telemetry import PRODUCER, correlation, part, traceparent
 from forge.topology import EVENTS, matches, subject
+
+T = TypeVar("T")
 
 _WRONG_LAST = (10071, 10164)  # 10164: the same on a replicated stream, another write is in flight
 _DUPLICATE = 10201  # an event of a batch is in the log already
@@ -176,11 +178,13 @@ class EventStore:
         answer = await exchange(
             self.nc, where, encode(draft.event), self._headers(draft, where, extra), timeout
         )
-        ack = _ack.decode(answer) if answer else _Ack()
+        ack = understood(_ack, answer) if answer else _Ack()
         if ack.error is not None and ack.error.err_code in _TRY_AGAIN:
             raise LogUnavailable(f"nothing was written: {ack.error.description}")
         if ack.error is not None:
             raise BrokerRefused(ack.error.err_code, ack.error.description)
+        if answer and not ack.seq:
+            raise LogUnavailable("an answer of NATS says no sequence")
         return ack
 
     def _headers(self, draft: Draft, where: str, extra: dict[str, str]) -> dict[str, str]:
@@ -210,7 +214,7 @@ class EventStore:
             LogUnavailable: no answer in time; of Postgres, if some may be closed.
             LogUnreadable: an event cannot be decoded.
         """
-        events = await self._load(filter_, timeout)
+        events = await _unspoilt(lambda: self._load(filter_, timeout))
         if self.before is not None:
             newer = {record.subject for record in events}
             closed = await self.before.newest(filter_, timeout)
@@ -231,7 +235,7 @@ class EventStore:
                     return events
                 if status:
                     raise LogUnavailable(f"reading {filter_}: {(message.headers or {}).get('Description')}")
-                events.append(recorded(message))
+                events.append(_recorded(message))
         except TimeoutError as error:
             raise LogUnavailable(f"reading {filter_}: no answer in {timeout} s") from error
         finally:
@@ -290,8 +294,30 @@ class EventStore:
         return int(info["state"]["last_seq"])
 
     async def _get(self, query: dict[str, object], timeout: float) -> Recorded | None:
-        message = await stored(self.nc, self.stream, query, timeout)
-        return None if message is None else recorded(message)
+        async def get() -> Recorded | None:
+            message = await stored(self.nc, self.stream, query, timeout)
+            return None if message is None else _recorded(message)
+
+        return await _unspoilt(get)
+
+
+async def _unspoilt(read: Callable[[], Awaitable[T]]) -> T:
+    """What cannot be read may have been spoilt on its way, and is read once more.
+
+    Raises:
+        LogUnavailable: it was spoilt again, and otherwise.
+        LogUnreadable: it is so in the log.
+    """
+    try:
+        return await read()
+    except LogUnreadable as error:
+        first = str(error)
+    try:
+        return await read()
+    except LogUnreadable as error:
+        if str(error) == first:
+            raise
+        raise LogUnavailable(f"it arrived garbled, and again: {error}") from error
 
 
 def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) -> list[Draft]:
@@ -315,15 +341,27 @@ def drafts_of(entries: Sequence[Entry], command: str, actor: str, job_id: UUID) 
     ]
 
 
-def recorded(message: Msg) -> Recorded:
-    """The event in an answer of the direct-get API."""
+def _recorded(message: Msg) -> Recorded:
+    """The event in an answer of the direct-get API.
+
+    Raises:
+        LogUnavailable: the headers, which the server adds to, were spoilt on their way.
+        LogUnreadable: it cannot be decoded.
+    """
     given = message.headers or {}
-    return open_envelope(int(given["Nats-Sequence"]), given["Nats-Subject"], given, message.data)
+    try:
+        seq, subject = int(given["Nats-Sequence"]), given["Nats-Subject"]
+    except (KeyError, ValueError) as error:
+        raise LogUnavailable(f"an answer does not say which event it holds: {error!r}") from error
+    return open_envelope(seq, subject, given, message.data)
 
 
 def _arrived(message: Msg) -> datetime:
     given = message.headers or {}
-    return datetime.fromisoformat(given.get(ARRIVED) or _TIME.sub(r"\1\2", given["Nats-Time-Stamp"]))
+    try:
+        return datetime.fromisoformat(given.get(ARRIVED) or _TIME.sub(r"\1\2", given["Nats-Time-Stamp"]))
+    except (KeyError, ValueError) as error:
+        raise LogUnavailable(f"an answer does not say when its event arrived: {error!r}") from error
 
 
 def _position(batch: str, nth: int, *, commit: bool = False) -> dict[str, str]:
@@ -341,5 +379,5 @@ def _check(drafts: Sequence[Draft], subjects: list[str]) -> None:
     if len(set(boundaries)) != len(boundaries):
         raise ValueError("only the first event of a boundary carries its expectation")
     for draft, where in zip(drafts, subjects, strict=True):
-        if draft.boundary is not None and not matches(draft.boundary, where):
+        if draft.boundary not in (None, where) and not matches(draft.boundary, where):
             raise ValueError(f"the boundary {draft.boundary} does not cover {where}")

@@ -78,11 +78,15 @@ async def follow(
     async with aclosing(_messages(nc, start, filters, stream, most)) as batches:
         async for messages, caught_up in batches:
             records: list[Recorded] = []
-            try:
-                records.extend(open_envelope(m.seq, m.of.subject, m.of.headers, m.of.data) for m in messages)
-            except LogUnreadable:
-                yield Batch(records, False)  # whoever stops at it has everything before it
-                raise
+            while len(records) < len(messages):
+                try:
+                    records.extend(map(_opened, messages[len(records) :]))
+                except LogUnreadable as error:
+                    try:
+                        records.append(await _once_more(nc, stream, messages[len(records)], error))
+                    except LogUnreadable:
+                        yield Batch(records, False)  # whoever stops at it has everything before it
+                        raise
             yield Batch(records, caught_up)
 
 
@@ -103,6 +107,25 @@ class _Message(msgspec.Struct, frozen=True):
     seq: int
     nanoseconds: int
     of: Msg
+
+
+def _opened(message: _Message) -> Recorded:
+    return open_envelope(message.seq, message.of.subject, message.of.headers, message.of.data)
+
+
+async def _once_more(nc: Client, stream: str, message: _Message, error: LogUnreadable) -> Recorded:
+    """What cannot be read may have been spoilt on its way.
+
+    Raises:
+        LogUnreadable: it was not.
+    """
+    try:
+        found = await stored(nc, stream, {"seq": message.seq})
+    except LogUnavailable:
+        raise error from None
+    if found is None:
+        raise error
+    return open_envelope(message.seq, message.of.subject, found.headers, found.data)
 
 
 def _entry(message: _Message) -> Entry:
@@ -176,7 +199,7 @@ class _Reader:
         self.arrived: deque[Msg] = deque()
         self.news = asyncio.Event()
         self.credit = 0
-        self.delivered = 0
+        self.delivered = self.received = 0
         self.pending = 0
         self.heard = self.moved = time.monotonic()
         self.broken = ""
@@ -210,8 +233,11 @@ class _Reader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.nc.is_connected and self.sub is not None:
-            await self.sub.unsubscribe()
+        if self.sub is None or self.nc.is_closed:
+            return
+        # also while the server is away, or it would be renewed when that is back
+        await self.sub.unsubscribe()
+        if self.nc.is_connected:
             await self.nc.publish(f"$JS.API.CONSUMER.DELETE.{self.stream}.{self.name}")
 
     async def batches(self, most: int) -> AsyncIterator[tuple[list[_Message], bool]]:
@@ -232,12 +258,15 @@ class _Reader:
     def _took(self, message: Msg) -> _Message:
         """Take note of one delivery; its reply subject ends in stream sequence, consumer sequence, time,
         pending."""
-        *_, seq, delivered, arrived, pending = message.reply.split(".")
+        try:
+            seq, delivered, arrived, pending = map(int, message.reply.split(".")[-4:])
+        except ValueError:
+            raise LogUnavailable(f"a delivery arrived garbled: {message.reply!r}") from None
         self.delivered += 1
-        if int(delivered) != self.delivered:
+        if delivered != self.delivered:
             raise LogUnavailable(f"delivery {delivered} came where {self.delivered} was due")
-        self.pending, self.position = int(pending), int(seq)
-        return _Message(self.position, int(arrived), message)
+        self.pending, self.position = pending, seq
+        return _Message(seq, arrived, message)
 
     async def _wait(self) -> None:
         """Wait for a message; raises when the server has been silent for too long."""
@@ -253,12 +282,12 @@ class _Reader:
             await self._look()
 
     async def _look(self) -> None:
-        """See whether what is due, and does not come, is there at all."""
+        """See whether what is due, and does not come, is there at all: then its delivery got lost with a
+        connection, and the server, which heard no more of that, would not make it again."""
         for filter_ in self.filters:
             query: dict[str, object] = {"seq": self.position + 1, "next_by_subj": filter_}
             if await stored(self.nc, self.stream, query) is not None:
-                self.moved = time.monotonic()
-                return
+                raise LogUnavailable(f"what comes behind event {self.position} is there, and does not arrive")
         if self.pending and not self.arrived:
             raise LogDamaged(f"the event after {self.position} can not be read")
 
@@ -282,12 +311,17 @@ class _Reader:
         status = message.headers.get("Status") if message.headers else None
         if status is None:
             self.moved = self.heard
+            self.received += 1
             self.arrived.append(message)
         elif status == "408":  # a request has expired: what it had left is void
             self.credit -= int((message.headers or {}).get("Nats-Pending-Messages", 0))
             if self.credit <= _CREDIT // 2:
                 await self._ask()
-        elif status != "100":
+        elif status == "100":
+            sent = int((message.headers or {}).get("Nats-Last-Consumer", 0))
+            if sent > self.received:  # with a connection; the server would not send them again
+                self.broken = f"{sent - self.received} deliveries got lost"
+        else:
             self.broken = (
                 f"the server ended the request: {status} {(message.headers or {}).get('Description', '')}"
             )

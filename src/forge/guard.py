@@ -14,7 +14,7 @@ import msgspec
 from nats.aio.client import Client
 
 from forge.broker import BrokerRefused, request
-from forge.database import Connection, answering
+from forge.database import Connection, answering, connect
 from forge.domain.closing import mark_of
 from forge.domain.wholeness import Extent, Landmark, lacking, unlike
 from forge.errors import DatabaseUnavailable, LogDamaged
@@ -31,11 +31,11 @@ RESTORING = "forge_restoring"
 # usage follows another stream
 _CHECKPOINTS = "select projection, seq, event_id from projection_checkpoint where projection <> 'usage'"
 
-# the ends, and the one where the stream ends
-_COPIED = """
+_ENDS = """
 select seq, headers ->> 'ce-id' as id from forge_log.entry
-where seq in ((select min(seq) from forge_log.entry), (select max(seq) from forge_log.entry), $1)
+where seq in ((select min(seq) from forge_log.entry), (select max(seq) from forge_log.entry))
 """
+_AT = "select seq, headers ->> 'ce-id' as id from forge_log.entry where seq = $1"
 
 _NO_TABLES = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError)
 
@@ -97,11 +97,12 @@ async def check(events: EventStore, connection: Connection | None) -> None:
         LogDamaged: events are gone, or it is another log.
         LogUnavailable: no answer.
     """
-    remembered = await _checkpoints(connection)  # before the stream is asked, so it can only have more
+    # before the stream is asked, so that it can only have more: a forge that runs writes and copies meanwhile
+    remembered = await _checkpoints(connection) + await _copied(connection, _ENDS)
     there = await extent(events)
     wrong = lacking(there) or await _astray(connection, there)
     if wrong is None:
-        landmarks = remembered + await _copied(connection, there.last)
+        landmarks = remembered + await _copied(connection, _AT, there.last)
         ends = {there.first, there.last} if there.last else set()
         looked = sorted(ends | {mark.seq for mark in landmarks if there.first <= mark.seq <= there.last})
         ids = dict(zip(looked, await asyncio.gather(*map(events.id_at, looked)), strict=True))
@@ -122,7 +123,7 @@ async def at_start(events: EventStore, dsn: str) -> None:
     """
     try:
         async with answering():
-            connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS, command_timeout=CONNECT_SECONDS)
+            connection = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=CONNECT_SECONDS)
             try:
                 await check(events, connection)
             finally:
@@ -156,8 +157,8 @@ async def _astray(connection: Connection | None, there: Extent) -> str | None:
     )
 
 
-async def _copied(connection: Connection | None, last: int) -> list[Landmark]:
-    rows = await _rows(connection, _COPIED, last)
+async def _copied(connection: Connection | None, sql: str, *args: object) -> list[Landmark]:
+    rows = await _rows(connection, sql, *args)
     return [Landmark("the second copy", row["seq"], row["id"] or "") for row in rows]
 
 

@@ -154,7 +154,7 @@ class _Child:
         self._socket.setblocking(False)
         with theirs:
             # Not from another thread: the child asks to die with the thread that started it.
-            self.process = subprocess.Popen(  # noqa: ASYNC220
+            self.process = subprocess.Popen(  # noqa: ASYNC220  (as said above)
                 [sys.executable, "-I", "-m", "forge.darkroom", *self._bounds],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,

@@ -5,8 +5,8 @@ Lists need Postgres alone. They are the API's, as an operator sees them, or one 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from forge.credentials import OPERATOR, login
 from forge.database import Connection
 from forge.errors import NotFound
 from forge.eventstore import EventStore
-from forge.projections import inventory, queue
+from forge.projections import asset_lists, queue
 from forge.settings import Settings
 
 PAGE = 500
@@ -40,7 +40,7 @@ class Told(msgspec.Struct, frozen=True):
 
 async def jobs(
     settings: Settings, user: str | None, wanted: queue.Wanted, limit: int | None
-) -> AsyncIterator[JobView]:
+) -> AsyncGenerator[JobView]:
     """Jobs, newest first, as they are read.
 
     Raises:
@@ -51,14 +51,15 @@ async def jobs(
         async def page(after: Place | None, size: int) -> list[asyncpg.Record]:
             return await queue.page(connection, user, wanted, after, size)
 
-        async for row in _pages(page, lambda row: row["created_at"], limit):
-            yield job_of_row(row, None)
+        async with aclosing(_pages(page, lambda row: row["created_at"], limit)) as rows:
+            async for row in rows:
+                yield job_of_row(row, None)
 
 
 async def assets(
-    settings: Settings, user: str | None, wanted: inventory.Wanted, order: str, limit: int | None
-) -> AsyncIterator[AssetView]:
-    """Assets in one of ``inventory.ORDERS``, as they are read.
+    settings: Settings, user: str | None, wanted: asset_lists.Wanted, order: str, limit: int | None
+) -> AsyncGenerator[AssetView]:
+    """Assets in one of ``asset_lists.ORDERS``, as they are read.
 
     Raises:
         DatabaseUnavailable: no answer.
@@ -66,10 +67,11 @@ async def assets(
     async with _tables(settings) as connection:
 
         async def page(after: Place | None, size: int) -> list[asyncpg.Record]:
-            return await inventory.page(connection, user, wanted, order, after, size)
+            return await asset_lists.page(connection, user, wanted, order, after, size)
 
-        async for row in _pages(page, lambda row: row[order.removeprefix("-")], limit):
-            yield asset_of_row(row)
+        async with aclosing(_pages(page, lambda row: row[order.removeprefix("-")], limit)) as rows:
+            async for row in rows:
+                yield asset_of_row(row)
 
 
 async def job(settings: Settings, job_id: UUID) -> Told:
@@ -98,7 +100,7 @@ async def asset(settings: Settings, asset_id: UUID) -> Told:
         DatabaseUnavailable, LogUnavailable: no answer.
     """
     async with _tables(settings) as connection:
-        row = await inventory.asset(connection, asset_id, None)
+        row = await asset_lists.asset(connection, asset_id, None)
     async with _log(settings) as events:
         records = await provenance.facts(events, asset_id)
     if row is None and not records:
@@ -130,7 +132,7 @@ async def _pages(
     page: Callable[[Place | None, int], Awaitable[list[asyncpg.Record]]],
     key: Callable[[asyncpg.Record], Any],
     limit: int | None,
-) -> AsyncIterator[asyncpg.Record]:
+) -> AsyncGenerator[asyncpg.Record]:
     """Row after row; only one page is in memory."""
     after: Place | None = None
     left = limit

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
+import asyncpg
 import msgspec
 
 from forge import archive, guard, logfile
@@ -114,7 +115,7 @@ async def written(events: EventStore, first: int, last: int) -> AsyncGenerator[l
 async def export(
     events: EventStore, connection: Connection | None, path: Path, progress: Progress = _silent
 ) -> Link:
-    """Write the second copy into a file; without a connection the log itself.
+    """Write the second copy into a file, and behind it what only the log has; without a connection the log.
 
     Raises:
         FileUnfit, LogDamaged, ArchiveDamaged, LogUnavailable, DatabaseUnavailable: nothing was written.
@@ -124,5 +125,27 @@ async def export(
         if there.first > 1:
             raise FileUnfit(f"the log has let go what is before event {there.first}: export the copy")
         return await logfile.write(path, written(events, 1, there.last), there.last, progress)
-    end = await archive.head(connection)
-    return await logfile.write(path, archive.read(connection, end.seq), end.seq, progress)
+    end = await _copied(connection)
+    there = await guard.extent(events)
+    # a file that lacks what nobody has copied yet would look like a backup; of a damaged log the copy is all
+    last = end if lacking(there) else max(end, there.last)
+    return await logfile.write(path, _whole(events, connection, end, last), last, progress)
+
+
+async def _copied(connection: Connection) -> int:
+    """Where the copy ends; there may be none, where no forge ran that makes one."""
+    try:
+        return (await archive.head(connection)).seq
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return 0
+
+
+async def _whole(
+    events: EventStore, connection: Connection, end: int, last: int
+) -> AsyncGenerator[list[Entry], None]:
+    if end:
+        async for page in archive.read(connection, end):
+            yield page
+    async with aclosing(written(events, end + 1, last)) as rest:
+        async for page in rest:
+            yield page

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -46,7 +48,8 @@ async def write(path: Path, pages: AsyncIterator[list[Entry]], count: int, progr
     """Write so many entries from the first on; the file appears when it is whole and on disk.
 
     Raises:
-        FileUnfit: there is such a file, it cannot be written, or the entries do not follow each other.
+        FileUnfit: there is such a file, another export writes it, it cannot be written, or the entries do
+            not follow each other.
     """
     with _appearing(path) as out:
         return await _written(out, pages, count, progress)
@@ -55,19 +58,44 @@ async def write(path: Path, pages: AsyncIterator[list[Entry]], count: int, progr
 @contextmanager
 def _appearing(path: Path) -> Iterator[gzip.GzipFile]:
     part = path.with_name(path.name + ".part")
-    if path.exists():
-        raise FileUnfit(f"{path} is there already")
     try:
-        with part.open("wb") as raw:
-            with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6) as out:
-                yield out
-            raw.flush()
-            os.fsync(raw.fileno())
-        part.rename(path)
+        with part.open("ab") as raw:
+            _alone(raw, part, path)
+            try:
+                if path.exists():
+                    raise FileUnfit(f"{path} is there already")
+                raw.truncate(0)  # of one that was killed
+                with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6) as out:
+                    yield out
+                raw.flush()
+                os.fsync(raw.fileno())
+                part.rename(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        _sync(path.parent)
     except OSError as error:
         raise FileUnfit(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _alone(raw: IO[bytes], part: Path, path: Path) -> None:
+    """Hold the part, so that no two exports write it at once."""
+    try:
+        fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.samestat(os.fstat(raw.fileno()), part.stat())
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    if not mine:  # held, or no longer the part since it was opened here
+        raise FileUnfit(f"another export is writing {path}")
+
+
+def _sync(directory: Path) -> None:
+    """A name is on disk when its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        part.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 async def _written(
@@ -136,6 +164,8 @@ def read(path: Path, after: int = 0, progress: Progress = lambda done, of: None)
                 yield page
             progress(place.seq, head.entries)
             end = _ends.decode(lines.readline())
+            if lines.read(1):
+                raise FileUnfit(f"{path} was changed: something comes behind its end")
     except (OSError, EOFError, zlib.error, msgspec.MsgspecError) as error:
         where = f"behind event {place.seq}" if place.seq else "from its beginning"
         raise FileUnfit(f"{path} cannot be read {where}: {error}") from error

@@ -29,7 +29,7 @@ from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_SESSION_BYTES
 from forge.errors import FieldError, Invalid, Limit
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
-from forge.projections import inventory as assets
+from forge.projections import asset_lists, inventory
 from forge.projections import queue as jobs
 from forge.projections.projection import Projection, advance
 from forge.projections.throwaway import hide
@@ -91,7 +91,7 @@ async def tell(settings: Settings, asked: Asked, progress: Progress = lambda don
         stack.push_async_callback(nc.close)
         before = await stack.enter_async_context(closed.found(nc, settings.postgres_dsn))
         fold = _Fold(EventStore(nc, before=before), settings)
-        projections = {"queue": [jobs.queue], "inventory": [assets.inventory], "limits": []}[asked.what]
+        projections = {"queue": [jobs.queue], "inventory": [inventory.inventory], "limits": []}[asked.what]
         connection = None
         if projections:
             pool = await stack.enter_async_context(
@@ -181,11 +181,11 @@ async def _queue(
 
 async def _inventory(connection: database.Connection | None, asked: Asked) -> AssetPage:
     assert connection is not None
-    wanted = assets.Wanted(
+    wanted = asset_lists.Wanted(
         asset_type=asked.asset_type, session_id=asked.session_id, character_id=asked.character_id
     )
-    rows = await assets.page(connection, asked.user, wanted, "-created_at", None, asked.limit)
-    estimate = await assets.estimate(connection, asked.user, wanted)
+    rows = await asset_lists.page(connection, asked.user, wanted, "-created_at", None, asked.limit)
+    estimate = await asset_lists.estimate(connection, asked.user, wanted)
     return AssetPage(items=[asset_of_row(row) for row in rows], next_cursor=None, total_estimate=estimate)
 
 

@@ -35,7 +35,9 @@ BATCH = 4000
 LONG = 5000
 """A log with so many events fills missing tables beside their place: readers get all of it or none."""
 
-_AHEAD = 8
+_AHEAD = 2 * BATCH
+"""Events that are read while others are being written."""
+
 _LOCK = 0x666F726765_01
 _LOCK_SECONDS = 3.0
 """The server may take a moment to notice that a killed replay is gone."""
@@ -183,8 +185,9 @@ class _Fold:
         self.store, self.connection, self.stream, self.progress = store, connection, store.stream, progress
         self.projections = [p for p in projections if p.stream == store.stream]
         self.positions = dict.fromkeys((p.name for p in self.projections), 0)
-        self.ahead: asyncio.Queue[Batch | ForgeError] = asyncio.Queue(_AHEAD)
         self.read: deque[Recorded] = deque()
+        self.failed: ForgeError | None = None
+        self.news, self.room = asyncio.Event(), asyncio.Event()
         self.events = 0
 
     @property
@@ -210,9 +213,14 @@ class _Fold:
         try:
             async with aclosing(records(self.store, 0)) as batches:
                 async for batch in batches:
-                    await self.ahead.put(batch)
+                    self.read.extend(batch.records)
+                    self.news.set()
+                    while len(self.read) >= _AHEAD:
+                        self.room.clear()
+                        await self.room.wait()
         except ForgeError as error:
-            await self.ahead.put(error)
+            self.failed = error
+            self.news.set()
 
     async def upto(self, goal: int) -> None:
         """Take in every event up to ``goal`` that there is: samples do not stay for ever."""
@@ -223,24 +231,24 @@ class _Fold:
             self.progress(Step("reading", self.position, goal))
 
     async def _take(self, goal: int) -> list[Recorded]:
-        while not self.read or not self.ahead.empty():
-            if len(self.read) >= BATCH:
-                break
+        """As many as one transaction holds, or all up to ``goal``."""
+        while len(self.read) < BATCH and not (self.read and self.read[-1].seq >= goal):
             await self._more()
         taken: list[Recorded] = []
         while self.read and len(taken) < BATCH and self.read[0].seq <= goal:
             taken.append(self.read.popleft())
+        self.room.set()
         return taken
 
     async def _more(self) -> None:
+        if self.failed:
+            raise self.failed
+        self.news.clear()
         try:
             async with asyncio.timeout(_SILENT_SECONDS):
-                batch = await self.ahead.get()
+                await self.news.wait()
         except TimeoutError:
             raise LogUnavailable(f"{self.stream} gave nothing for {_SILENT_SECONDS:.0f} s") from None
-        if isinstance(batch, ForgeError):
-            raise batch
-        self.read.extend(batch.records)
 
 
 @asynccontextmanager

@@ -69,13 +69,15 @@ async def restore(
     file: Path | None = None,
     *,
     shorter: bool = False,
+    reopen: bool = False,
     replicas: int | None = None,
     progress: Progress = _silent,
 ) -> Restored:
     """Make the log whole again, or fill that of a new server; ``replicas`` as in :func:`topology.apply`.
 
-    ``shorter`` gives up what neither the copy nor the damaged log can give. The tables of ``projections`` are
-    emptied where they know of such events.
+    ``shorter`` gives up what neither the copy nor the damaged log can give; the tables of ``projections`` are
+    emptied where they know of such events. ``reopen`` takes a whole log whose book is closed, too: all of it
+    is in the stream again.
 
     Raises:
         RestoreRefused: forge runs; the log is whole; it is another log; or events would be lost.
@@ -95,7 +97,7 @@ async def restore(
     saved = lost = 0
     if not there.restoring:
         await _holds(connection, end, progress)
-        await _needed(events, connection, there, end, progress)
+        await _needed(events, connection, there, end, progress, reopen=reopen)
         end, saved = await _save(events, connection, there, end)
         lost = max(0, max(there.last, await _furthest(connection, projections)) - end.seq)
         if lost and not shorter:
@@ -137,7 +139,13 @@ async def _holds(connection: Connection, end: Link, progress: Progress) -> None:
 
 
 async def _needed(
-    events: EventStore, connection: Connection, there: Extent, end: Link, progress: Progress
+    events: EventStore,
+    connection: Connection,
+    there: Extent,
+    end: Link,
+    progress: Progress,
+    *,
+    reopen: bool,
 ) -> None:
     if not there.last:
         return
@@ -157,7 +165,13 @@ async def _needed(
     with suppress(LogDamaged):
         await guard.check(events, connection)
         await logbook.compare(events, connection, end, there, _told(progress, "comparing"))
-        raise RestoreRefused(f"the log is whole: {there.last} events, of which the copy has {end.seq}")
+        if not there.closed.through:
+            raise RestoreRefused(f"the log is whole: {there.last} events, of which the copy has {end.seq}")
+        if not reopen:
+            raise RestoreRefused(
+                f"the log is whole: {there.last} events, of which {there.closed.through} are closed; "
+                "--reopen writes them into the stream again"
+            )
 
 
 async def _save(events: EventStore, connection: Connection, there: Extent, end: Link) -> tuple[Link, int]:

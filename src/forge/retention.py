@@ -190,7 +190,8 @@ class Retention:
     async def report(self, fault: AssetLost | AssetDamaged, *, actor: str) -> None:
         """Write down that a file is not what it should be, once."""
         if await self._note(fault, actor, unless=lambda last: last.seq >= fault.stored_seq):
-            log.error("an asset's file is not there as stored", extra={"found": fault.found})
+            what = {"asset": str(fault.asset_id), "content_hash": fault.content_hash, "found": fault.found}
+            log.error("an asset's file is not there as stored", extra=what)
 
     async def _note(
         self, event: Event, actor: str, *, unless: Callable[[Recorded], bool] = lambda _: False

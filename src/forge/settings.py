@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -248,6 +248,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_limit: Annotated[
         int, Setting("FORGE_QUEUE_LIMIT", "waiting jobs in all before forge answers 503", "jobs")
     ] = 10_000
+    snapshot_events: Annotated[
+        int,
+        Setting(
+            "FORGE_SNAPSHOT_EVENTS",
+            "after how many events an API or a dispatcher keeps what it knows, to start sooner; 0: never",
+            "events",
+        ),
+    ] = 20_000
     access_flush_seconds: Annotated[
         float,
         Setting("FORGE_ACCESS_FLUSH_SECONDS", "how often an API writes down which assets were fetched", "s"),
@@ -255,6 +263,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     scan_seconds: Annotated[
         float, Setting("FORGE_SCAN_SECONDS", "how often the scheduler samples and scans", "s")
     ] = 60.0
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+        Setting("FORGE_LOG_LEVEL", "the least that a log line of `forge api` and `forge worker` tells of"),
+    ] = "INFO"
 
     def ttl_of(self, asset_type: str) -> int:
         """How long an asset of this type lives unless the request says otherwise, in seconds."""
@@ -336,6 +348,8 @@ def _parse(name: str, raw: str, kind: Any) -> Any:
         return dict(_asset_ttl(t.strip()) for t in raw.split(",") if t.strip())
     if name == "models":
         return dict(_model(m.strip()) for m in raw.split(",") if m.strip())
+    if name == "log_level":
+        raw = raw.upper()
     if kind in (Path, Path | None):
         return Path(raw).expanduser().absolute()
     return msgspec.convert(raw, kind, strict=False)
@@ -398,6 +412,7 @@ def _check(s: Settings) -> None:
         "sockets_per_user": s.sockets_per_user > 0,
         "queue_limit": s.queue_limit > 0,
         "scan_seconds": s.scan_seconds > 0,
+        "snapshot_events": s.snapshot_events >= 0,
         "access_flush_seconds": 0.1 <= s.access_flush_seconds <= 3600,
         "disk_limit_bytes": s.disk_limit_bytes is None or s.disk_limit_bytes > 0,
         "disk_reserve_bytes": s.disk_reserve_bytes is None or s.disk_reserve_bytes >= 0,

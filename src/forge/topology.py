@@ -343,25 +343,30 @@ def _declared(folder: Path | None = None) -> dict[str, dict[str, Any]]:
 
 class Standing(msgspec.Struct, frozen=True):
     """A stream (``FORGE_EVENTS``) or consumer (``FORGE_EVENTS.cleanup``) as the server has it: the fields in
-    which it differs from its file, and what the server says of it, None where it has none."""
+    which it differs from its file, and what the server says of it, None where it has none. ``silent`` is why
+    nobody says anything of it: in a cluster none of the servers that hold it leads."""
 
     path: str
     differs: tuple[str, ...]
     info: dict[str, Any] | None
+    silent: str = ""
 
 
-async def standings(nc: Client) -> tuple[Standing, ...]:
-    """Every stream and consumer of the files, streams first; changes nothing.
+async def standings(nc: Client, *, timeout: float = 2.0) -> tuple[Standing, ...]:
+    """Every stream and consumer of the files, streams first; changes nothing."""
 
-    Raises:
-        LogUnavailable: no answer.
-    """
-    return tuple(await asyncio.gather(*(_standing(nc, path, body) for path, body in _declared().items())))
+    async def looked(path: str, body: dict[str, Any]) -> Standing:
+        try:
+            return await _standing(nc, path, body, timeout)
+        except (BrokerRefused, LogUnavailable) as error:
+            return Standing(path, (), None, error.detail)
+
+    return tuple(await asyncio.gather(*(looked(path, body) for path, body in _declared().items())))
 
 
-async def _standing(nc: Client, path: str, body: dict[str, Any]) -> Standing:
+async def _standing(nc: Client, path: str, body: dict[str, Any], timeout: float = 5.0) -> Standing:
     try:
-        info = msgspec.json.decode(await request(nc, f"{_kind(path)}.INFO.{path}"))
+        info = msgspec.json.decode(await request(nc, f"{_kind(path)}.INFO.{path}", timeout=timeout))
     except BrokerRefused as refused:
         if refused.err_code in NOT_FOUND:
             return Standing(path, (), None)

@@ -41,7 +41,6 @@ def create_app(parts: Parts) -> Gate:
 
 
 def _app(parts: Parts) -> Litestar:
-    counters = metrics.Metrics(parts)
     door = Door(parts.settings.api_keys, parts.live, open_to_loopback=parts.open_to_loopback)
     behind_the_door = Router(
         ROOT,
@@ -71,13 +70,13 @@ def _app(parts: Parts) -> Litestar:
             docs.style,
         ],
         exception_handlers={HTTPException: problems.answer, Exception: problems.answer},
-        middleware=[counters],
         state=State(
             {
                 "parts": parts,
                 "leaving": False,
+                "unready": frozenset[str](),
                 "door": door,
-                "metrics": counters,
+                "metrics": metrics.Metrics(parts),
                 "reception": uploads.Reception(),
                 "guesses": Guesses(),
                 "tickets": Tickets(parts.nc),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -47,12 +46,14 @@ from forge.events.assets import (
     AssetDeleted,
     AssetLost,
     AssetPinned,
+    AssetsAccessed,
     AssetUnpinned,
 )
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobSubmitted, Terminal
-from forge.projections import inventory as table
+from forge.projections import asset_lists as table
 from forge.projections import queue as jobs_table
+from forge.projections.reading import EACH_TIME, ONCE
 from forge.store import Store
 from forge.topology import job as facts_of
 
@@ -66,11 +67,6 @@ WIDTHS = (64, 128, *THUMBNAIL_WIDTHS, 768, 1024, 1536, 2048)
 """Thumbnails there can be; any other width gets the next larger one."""
 
 _SHORTEST_SEARCH = 3
-_SIGNS = re.compile(
-    "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-"""Signs of which one or two are a word already; the tables index them one by one and in pairs."""
-
 _HISTORY_SECONDS = 5.0
 _REPORT_SECONDS = 1.0
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -118,14 +114,14 @@ async def find(
     mark = cursors.tag("assets", tenant, wanted, sort)
     key = sort.removeprefix("-")
     after = _place(mark, key, cursor)
-    async with listing(parts, min_seq) as tables:
+    async with listing(parts, min_seq, plans=EACH_TIME if wanted.words else ONCE) as tables:
         rows = await table.page(tables.connection, tenant, wanted, sort, after, limit + 1)
         whole = after is None and len(rows) <= limit  # seen to its end, it need not be counted
-        estimate = len(rows) if whole else await table.estimate(tables.connection, tenant, wanted)
+        counted = 0 if whole else await table.estimate(tables.connection, tenant, wanted)
     page = AssetPage(
         items=[asset_of_row(row) for row in rows[:limit]],
         next_cursor=_cursor(mark, key, rows[limit - 1]) if len(rows) > limit else None,
-        total_estimate=estimate,
+        total_estimate=max(counted, len(rows)),
     )
     return Response(page, headers={"x-forge-seq": str(tables.seq)})
 
@@ -140,7 +136,7 @@ def _words(q: str | None) -> tuple[str, ...]:
         return ()
     edge.name("q", q, 200)
     words = tuple(unicodedata.normalize("NFC", q).lower().split())
-    if max(len(word) for word in words) < _SHORTEST_SEARCH and not any(map(_SIGNS.search, words)):
+    if max(len(word) for word in words) < _SHORTEST_SEARCH and not any(map(table.SIGNS.search, words)):
         raise edge.invalid("q", f"must have a word of at least {_SHORTEST_SEARCH} letters, or a Chinese sign")
     if len(words) > table.MOST_WORDS:
         raise edge.invalid("q", f"must have at most {table.MOST_WORDS} words")
@@ -332,7 +328,8 @@ async def _redrawn(parts: Parts, caller: Caller, asset_id: UUID) -> list[Recorde
 async def _fetched(parts: Parts, caller: Caller, asset_id: UUID, since: int) -> list[Recorded]:
     found = []
     for record in await provenance.accesses(parts.store, asset_id, since):
-        reads = [read for read in record.event.reads if caller.may_see(read.user_id)]  # type: ignore[attr-defined]
+        assert isinstance(record.event, AssetsAccessed)
+        reads = [read for read in record.event.reads if caller.may_see(read.user_id)]
         if reads:
             found.append(
                 msgspec.structs.replace(record, event=msgspec.structs.replace(record.event, reads=reads))

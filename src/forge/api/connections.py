@@ -49,7 +49,7 @@ class HttpConnection(HttpToolsProtocol):
     _has_head = False
     _counted = ""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         gate = cast("Gate", self.config.app)
         self._counted = gate.connected(self.client)

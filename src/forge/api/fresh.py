@@ -18,7 +18,7 @@ from forge.api.parts import Parts
 from forge.database import Connection
 from forge.errors import NotFound, Unavailable
 from forge.projections import reading
-from forge.projections.reading import Snapshot, snapshot
+from forge.projections.reading import Tables, looking
 
 T = TypeVar("T")
 
@@ -35,8 +35,10 @@ _LOOK_SECONDS = 0.02
 
 
 @asynccontextmanager
-async def listing(parts: Parts, min_seq: int | None) -> AsyncIterator[Snapshot]:
-    """The tables, when they tell of ``min_seq``.
+async def listing(
+    parts: Parts, min_seq: int | None, *, plans: str = reading.EACH_TIME
+) -> AsyncIterator[Tables]:
+    """The tables, when they tell of ``min_seq``; ``plans`` as for :func:`looking`.
 
     Raises:
         Invalid: there is no such event yet. Nobody can have been told of it, so it is not waited for.
@@ -46,11 +48,11 @@ async def listing(parts: Parts, min_seq: int | None) -> AsyncIterator[Snapshot]:
         await _happened(parts, min_seq)
         await parts.live.checkpoint.wait(min_seq, checkpoint.WAIT_SECONDS)
     async with AsyncExitStack() as stack:
-        tables = await stack.enter_async_context(snapshot(parts.pool))
+        tables = await stack.enter_async_context(looking(parts.pool, plans=plans))
         if tables.seq == 0 and parts.live.newest:
             await stack.aclose()
             await _filled(parts)
-            tables = await stack.enter_async_context(snapshot(parts.pool))
+            tables = await stack.enter_async_context(looking(parts.pool, plans=plans))
         yield tables
 
 
@@ -93,12 +95,12 @@ async def item(
     newest = parts.live.newest
     if about is not None:
         await parts.live.checkpoint.passed(parts.live.changed(about), _CHANGED_SECONDS)
-    async with listing(parts, min_seq) as tables:
+    async with listing(parts, min_seq, plans=reading.ONCE) as tables:
         found = await look(tables.connection)
     if found is None and tables.seq < newest:
         if not await parts.live.checkpoint.passed(newest, _MISSING_SECONDS):
             raise Unavailable("the tables are behind the log; come again")
-        async with snapshot(parts.pool) as tables:
+        async with looking(parts.pool, plans=reading.ONCE) as tables:
             found = await look(tables.connection)
     if found is None:
         raise NotFound(otherwise)

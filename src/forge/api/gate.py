@@ -48,7 +48,7 @@ class Gate:
 
     def __init__(self, app: Litestar, settings: Settings) -> None:
         self._app = app
-        self._admitted = Trail(app)
+        self._admitted = Trail(app, self.metrics.answered)
         self._trusted = settings.trusted_proxies
         self._spares_local = settings.rate_per_ip is None
         per_second = DEFAULT_RATE if settings.rate_per_ip is None else settings.rate_per_ip

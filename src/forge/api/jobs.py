@@ -248,17 +248,35 @@ async def queue(
 @get("/batch/{batch_id:uuid}", responses=documented(404, 422), operation_id="getBatch")
 async def read_batch(request: Asked, batch_id: FromPath[UUID], min_seq: MinSeq = None) -> Response[BatchView]:
     """What became of a batch, with its jobs in the order they were given."""
-    parts, caller = parts_of(request), caller_of(request)
-
-    async def look(connection: Any) -> BatchView | None:
-        rows = await table.batch(connection, batch_id, caller.tenant)
-        return _batch(parts, batch_id, rows) if rows else None
-
-    return await item(parts, min_seq, look, f"there is no batch {batch_id}")
+    parts = parts_of(request)
+    read = await _batch(parts, caller_of(request), batch_id, min_seq)
+    jobs = [job_of_row(row, parts.live.places) for row in read.content]
+    return Response(_rolled_up(batch_id, jobs), headers=read.headers)
 
 
-def _batch(parts: Parts, batch_id: UUID, rows: Sequence[asyncpg.Record]) -> BatchView:
-    return _rolled_up(batch_id, [job_of_row(row, parts.live.places) for row in rows])
+async def _batch(
+    parts: Parts, caller: Caller, batch_id: UUID, min_seq: int | None
+) -> Response[list[asyncpg.Record]]:
+    """All jobs of a batch: their admissions follow each other in the log, and where the tables end with one
+    of them there may be more to come."""
+
+    async def look(connection: Any) -> list[asyncpg.Record] | None:
+        return await table.batch(connection, batch_id, caller.tenant) or None
+
+    while True:
+        read = await item(parts, min_seq, look, f"there is no batch {batch_id}")
+        last = read.content[-1]["submitted_seq"]
+        if int(read.headers["x-forge-seq"]) > last or await _head(parts) <= last:
+            return read
+        min_seq = max(min_seq or 0, last + 1)
+
+
+async def _head(parts: Parts) -> int:
+    """The newest event; while the log is away the newest that this process knows of."""
+    try:
+        return await parts.store.head()
+    except LogUnavailable:
+        return parts.live.newest
 
 
 def _rolled_up(batch_id: UUID, jobs: Sequence[JobView]) -> BatchView:
@@ -329,11 +347,7 @@ async def retry(request: Asked, job_id: FromPath[UUID]) -> JobView:
 async def cancel_batch(request: Asked, batch_id: FromPath[UUID]) -> BatchView:
     """Cancel those jobs of a batch that are not over yet."""
     parts, caller = parts_of(request), caller_of(request)
-
-    async def look(connection: Any) -> list[asyncpg.Record] | None:
-        return await table.batch(connection, batch_id, caller.tenant) or None
-
-    rows = (await item(parts, None, look, f"there is no batch {batch_id}")).content
+    rows = (await _batch(parts, caller, batch_id, None)).content
     return _rolled_up(batch_id, [await _cancelled(parts, caller, row) for row in rows])
 
 

@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 
 from forge import chronicle
-from forge.admissions import Admissions
+from forge.admissions import Admissions, AdmissionsState
 from forge.api.backends import Backends
 from forge.api.checkpoint import Checkpoint
 from forge.api.happened import Happened
@@ -31,7 +31,8 @@ from forge.errors import LogUnavailable
 from forge.events.assets import AssetGivenUp, AssetPin, AssetReady, AssetStored
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobAttemptFailed, JobCancelled, JobCompleted, JobFailed
-from forge.topology import ALL_PROGRESS, BACKENDS, CHECKPOINT, EVENTS
+from forge.snapshots import Snapshots
+from forge.topology import ALL_KEYS, ALL_PROGRESS, BACKENDS, CHECKPOINT, EVENTS
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -67,6 +68,8 @@ class Told(msgspec.Struct):
                 "at": record.meta.at,
                 "data": record.event,
             }
+            if record.meta.traceparent:
+                message["traceparent"] = record.meta.traceparent
             self.encoded = msgspec.json.encode(message).decode()
         return self.encoded
 
@@ -108,12 +111,14 @@ _moved = msgspec.json.Decoder(_Moved)
 class Live:
     """The log as it grows; run :meth:`run` beside the server and :meth:`close` before it stops.
 
-    ``head`` is the last event that was read, ``floor`` the last one that is no longer remembered.
+    ``head`` is the last event that was read, ``floor`` the last one that is no longer remembered. Every
+    ``snapshot_events`` a snapshot is taken of what admissions know.
     """
 
-    def __init__(self, nc: Client, admissions: Admissions, pool: Pool) -> None:
+    def __init__(self, nc: Client, admissions: Admissions, pool: Pool, *, snapshot_events: int) -> None:
         self.nc, self.admissions = nc, admissions
         self.checkpoint = Checkpoint(pool)
+        self.snapshots = Snapshots(pool, admissions.store, "admissions", AdmissionsState, snapshot_events)
         self.places = Places(admissions.line)
         self.backends = Backends()
         self.happened = Happened()
@@ -122,6 +127,7 @@ class Live:
         self.head = 0
         self.written = 0
         self.floor = 0
+        self._recalled = 0
         self.ticks = 0
         self.closing = False
         self.listeners: set[asyncio.Event] = set()
@@ -181,11 +187,14 @@ class Live:
             await self.nc.subscribe(BACKENDS, cb=self.backends.hear),
         ]
         try:
-            async with aclosing(chronicle.records(self.admissions.store)) as batches:
+            start = await self._recall()
+            async with aclosing(chronicle.records(self.admissions.store, start)) as batches:
                 async for batch in batches:
                     await self._take(batch.records)
                     if batch.caught_up:
                         self.admissions.caught_up.set()
+                    if batch.records:
+                        self._take_snapshot(batch.records[-1])
         finally:
             for subscription in subscriptions:
                 if self.nc.is_connected:
@@ -196,11 +205,34 @@ class Live:
         self.closing = True
         self._wake()
 
+    async def _recall(self) -> int:
+        """Begin with the newest snapshot; the first event to read. Sockets may ask for some before it."""
+        found = await self.snapshots.newest()
+        if found is None:
+            return 1
+        self.admissions.restore(found.state)
+        async with aclosing(chronicle.records(self.admissions.store, 1, (ALL_KEYS,))) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    self.keys.apply(record)
+                if batch.caught_up:
+                    break
+        self._recalled = found.seq
+        self.floor = max(0, found.seq - REMEMBERED)
+        return self.floor + 1
+
+    def _take_snapshot(self, last: Recorded) -> None:
+        # an admission of this process that was not read yet is behind the snapshot's end, and known already
+        exact = self.admissions.line.last_admission <= last.seq
+        if exact and self.admissions.caught_up.is_set() and self.snapshots.due(last.seq):
+            self.snapshots.take(last.seq, str(last.meta.id), self.admissions.state())
+
     async def _take(self, records: list[Recorded]) -> None:
         if not records:
             return
         for record in records:
-            self.admissions.apply(record)
+            if record.seq > self._recalled:
+                self.admissions.apply(record)
             self.keys.apply(record)
             self._remember(record)
         self.head = records[-1].seq

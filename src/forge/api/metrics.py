@@ -38,12 +38,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
 from litestar import Request, Response, get
-from litestar.enums import ScopeType
-from litestar.middleware import ASGIMiddleware
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -58,7 +56,7 @@ from forge.domain.disk import Disk, rank
 from forge.domain.jobs import Status
 from forge.errors import ForgeError
 from forge.projections import usage
-from forge.projections.reading import snapshot
+from forge.projections.reading import looking
 from forge.resources import Capacity
 from forge.settings import Settings
 from forge.telemetry import numbers
@@ -69,10 +67,8 @@ _SAMPLE_SECONDS = 5.0
 _MEDIA_TYPE = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # Litestar adds it to every text
 
 
-class Metrics(ASGIMiddleware):
-    """Counts and times every request that has a route; :meth:`refused` counts answers that were problems."""
-
-    scopes = (ScopeType.HTTP,)
+class Metrics:
+    """The numbers of an API process."""
 
     def __init__(self, parts: Parts) -> None:
         live, capacity, self._pool = parts.live, parts.capacity, parts.pool
@@ -97,25 +93,24 @@ class Metrics(ASGIMiddleware):
             "forge_http_refusals", "Answers that were problems.", ("code", "limit"), registry=self.registry
         )
 
+        self._of = cache(self._find)
+
+    def _find(self, method: str, path: str, status: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(method, path, status), self._durations.labels(method, path)
+
     async def now(self) -> Iterable[Metric]:
         """Every number of this process."""
         await self.resources.look(self._pool)
         return self.registry.collect()
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        began, given = time.perf_counter(), cast("dict[str, Any]", scope)
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                method, path = given["method"], given["path_template"]
-                self._requests.labels(method, path, message["status"]).inc()
-                self._durations.labels(method, path).observe(time.perf_counter() - began)
-            await send(message)
-
-        await next_app(scope, receive, counted)
+    def answered(self, scope: dict[str, Any], status: int, seconds: float) -> None:
+        """Count and time a request that has a route."""
+        requests, durations = self._of(scope["method"], scope["path_template"], status)
+        requests.inc()
+        durations.observe(seconds)
 
     def refused(self, scope: dict[str, Any], problem: Problem) -> None:
-        """Take note of a problem; unrouted requests pass no middleware and are counted here."""
+        """Count an answer that is a problem, and the request, where it has no route."""
         self._refusals.labels(problem.code, problem.limit.name if problem.limit else "").inc()
         if "path_template" not in scope:
             self._requests.labels("-", _UNMATCHED, problem.status).inc()
@@ -177,14 +172,16 @@ class _Resources(Collector):
     async def look(self, pool: Pool) -> None:
         """Bring the numbers up to date; what does not answer stays as it was, or is left out."""
         with suppress(ForgeError):
-            async with snapshot(pool) as tables:
+            async with looking(pool) as tables:
                 self._copied = (await archive.head(tables.connection)).seq
+            # of an API that has just started nobody says how far they are, until something happens
+            await self._live.checkpoint.reached(tables.seq)
         with suppress(ForgeError):
             self._disk = await self._capacity.disk()
         if time.monotonic() - self._sampled_at > _SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
             with suppress(ForgeError):
-                async with snapshot(pool) as tables:
+                async with looking(pool) as tables:
                     newest = await usage.latest(tables.connection, "disk_usage")
                 self._by_type = newest["details"].get("by_type", {}) if newest else {}
 

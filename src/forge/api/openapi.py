@@ -11,7 +11,16 @@ from typing import Any
 import msgspec
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, Operation, Parameter, Reference, RequestBody, Schema
+from litestar.openapi.spec import (
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+)
 from litestar.types import OperationIDCreator
 
 from forge.api.docs import DocsPage, docs_router
@@ -24,7 +33,7 @@ IDEMPOTENCY = Parameter(
     name="Idempotency-Key",
     param_in="header",
     description="Any text of up to 255 characters; same key, same body: the same request for ever.",
-    schema=Schema(type="string", min_length=1, max_length=255, pattern=_VISIBLE),  # type: ignore[arg-type]
+    schema=Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern=_VISIBLE),
 )
 
 _USER = {
@@ -95,8 +104,8 @@ def taking_picture() -> dict[str, Any]:
     @dataclass
     class Taking(Operation):
         def __post_init__(self) -> None:
-            image = Schema(type="string", format="binary")  # type: ignore[arg-type]
-            form = Schema(type="object", properties={"image": image}, required=["image"])  # type: ignore[arg-type]
+            image = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+            form = Schema(type=OpenAPIType.OBJECT, properties={"image": image}, required=["image"])
             self.request_body = RequestBody(
                 content={"multipart/form-data": OpenAPIMediaType(schema=form)}, required=True
             )

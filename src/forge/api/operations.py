@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -35,10 +36,12 @@ from forge.api.schemas import (
 from forge.comfyui.workflows import catalogue as entries
 from forge.domain.jobs import Status
 from forge.errors import ForgeError
-from forge.projections import inventory, reading, stats, usage
+from forge.projections import asset_lists, reading, stats, usage
 
 Asked = Request[Any, Any, Any]
 Time = Annotated[str | None, QueryParameter(max_length=40, schema_extra={"format": "date-time"})]
+
+log = logging.getLogger("forge.api")
 
 _CHECK_SECONDS = 1.0
 
@@ -64,7 +67,7 @@ async def read_stats(
     since = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
     async with listing(parts, min_seq) as tables:
         rows = await stats.outcomes(tables.connection, since)
-        stored = await inventory.stored_bytes(tables.connection)
+        stored = await asset_lists.stored_bytes(tables.connection)
         disk = await disk_stats(tables.connection, parts.capacity.lines, since, now)
     by_type = defaultdict(list)
     for row in rows:
@@ -210,6 +213,7 @@ async def readyz(request: Asked) -> Response[Readiness]:
     staying = Check(ok=not leaving, detail="told to stop" if leaving else "")
     checks = dict(zip(names, found, strict=True)) | {"staying": staying}
     ready = all(check.ok for check in checks.values())
+    _told(request, {name: check.detail for name, check in checks.items() if not check.ok})
     return Response(
         Readiness(ready=ready, checks=checks),
         status_code=200 if ready else 503,
@@ -217,12 +221,24 @@ async def readyz(request: Asked) -> Response[Readiness]:
     )
 
 
+def _told(request: Asked, wrong: dict[str, str]) -> None:
+    """A line when it changes: whoever reads the log should not have to ask what was the matter last night."""
+    before: frozenset[str] = request.app.state.unready
+    if before != wrong.keys():
+        request.app.state.unready = frozenset(wrong)
+        if wrong:
+            log.warning("not ready", extra={"checks": wrong})
+        else:
+            log.info("ready again")
+
+
 async def _checked(parts: Parts, check: Callable[[Parts], Awaitable[str]]) -> Check:
+    bound = asyncio.timeout(_CHECK_SECONDS)
     try:
-        async with asyncio.timeout(_CHECK_SECONDS):
+        async with bound:
             wrong = await check(parts)
-    except (ForgeError, TimeoutError, OSError) as error:
-        wrong = str(error) or "no answer in time"
+    except (ForgeError, TimeoutError, OSError) as error:  # a connection that is cut off complains of that
+        wrong = "no answer in time" if bound.expired() else str(error)
     return Check(ok=not wrong, detail=wrong)
 
 
@@ -234,7 +250,9 @@ async def _log(parts: Parts) -> str:
 
 
 async def _whole(parts: Parts) -> str:
-    async with reading.snapshot(parts.pool) as tables:
+    if not parts.nc.is_connected:
+        return "not looked at: not connected to NATS"
+    async with reading.looking(parts.pool) as tables:
         await guard.check(parts.store, tables.connection)
     return ""
 

@@ -124,7 +124,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
             detail = error.detail if kind.status < 500 or kind.retry_after else HTTPStatus(500).description
             named = error.errors if isinstance(error, Invalid) else None
             if isinstance(error, LimitReached):
-                return _told(_until(kind, error.limit), error.code, detail, limit=error.limit)
+                return _told(_until(kind, error), error.code, detail, limit=error.limit)
             return _told(kind, error.code, detail, named)
         case ValidationException():
             return problem_of(Invalid(_fields(error.extra)))
@@ -198,8 +198,15 @@ RETRY_AFTER = ResponseHeader(
 )
 
 
-def _until(kind: Kind, limit: Limit) -> Kind:
+_HOPELESS_SECONDS = 3600
+"""Coming again does not help; whoever does so nevertheless should do it seldom."""
+
+
+def _until(kind: Kind, error: LimitReached) -> Kind:
     """The kind with the seconds after which the limit gives something back, where that is known."""
+    if error.never:
+        return msgspec.structs.replace(kind, retry_after=_HOPELESS_SECONDS)
+    limit = error.limit
     if limit.resets_at is None:
         return kind
     seconds = (limit.resets_at - datetime.now(UTC)).total_seconds()

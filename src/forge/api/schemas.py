@@ -191,7 +191,8 @@ class AssetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AssetPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Assets in the asked order; a ``total_estimate`` of 1001 stands for more than 1000."""
+    """Assets in the asked order; a ``total_estimate`` of 1001 stands for more than 1000, and of a search that
+    finds many it goes by their share of the newest assets."""
 
     items: list[AssetView]
     next_cursor: str | None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
 from collections.abc import Iterator
 
 import uvicorn
@@ -14,6 +15,7 @@ from forge.api.connections import HttpConnection, SocketConnection
 from forge.api.gate import Gate
 from forge.api.live import Live
 from forge.api.sockets import MAX_MESSAGE
+from forge.errors import ServerFailed
 
 log = logging.getLogger("forge.api")
 
@@ -24,12 +26,30 @@ PING_SECONDS = 20.0
 """How often a socket is asked whether it lives, and how long it may take to say so."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which re-raises SIGTERM before anything else is closed."""
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which re-raises SIGTERM before anything else is closed, and
+    without an exit of its own."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen.
+
+        Raises:
+            ServerFailed: the address cannot be listened on.
+        """
+        host, port = self.config.host, self.config.port
+        try:
+            await super().startup(sockets)
+        except SystemExit as end:
+            if not isinstance(end.__context__, OSError):
+                raise
+            raise ServerFailed(
+                f"FORGE_PORT={port} on FORGE_HOST={host} cannot be used: {end.__context__}"
+            ) from end
+        log.info("serving", extra={"host": host, "port": port})
 
 
 def configuration(app: Gate, host: str, port: int) -> uvicorn.Config:
@@ -62,12 +82,12 @@ async def serve(
 
     Raises:
         LogUnreadable: an event that no API can read has ended the live reader.
-        SystemExit: the address cannot be listened on.
+        ServerFailed: the address cannot be listened on.
     """
     # The line and the remembered events are many objects that stay: looking through them for cycles at the
     # default pace costs a fifth of every request.
     gc.set_threshold(20_000, 20, 100)
-    server = _Server(configuration(app, host, port))
+    server = Server(configuration(app, host, port))
     reading = asyncio.create_task(live.run(), name="live")
     serving = asyncio.create_task(server.serve(), name="server")
     told = asyncio.create_task(stop.wait())
@@ -83,8 +103,10 @@ async def serve(
     finally:
         live.close()
         server.should_exit = True
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        for task in (reading, told):
-            task.cancel()
-        await asyncio.gather(reading, told, return_exceptions=True)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+        finally:
+            for task in (reading, told):
+                task.cancel()
+            await asyncio.gather(reading, told, return_exceptions=True)

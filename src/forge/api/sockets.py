@@ -2,8 +2,8 @@
 
 ::
 
-    server: welcome {v, conn, epoch, head, mark_ms, max_lag}   ev {seq, type, key, at, data}   mark {seq}
-            live {key, kind, data}   reset {reason, head}   bye {code, retry_after_ms}
+    server: welcome {v, conn, epoch, head, mark_ms, max_lag}   ev {seq, type, key, at, data, traceparent?}
+            mark {seq}   live {key, kind, data}   reset {reason, head}   bye {code, retry_after_ms}
     client: sub {epoch, after, topics}
 
 ``ev`` is durable and in order; resume with the highest ``seq`` seen in ``ev`` or ``mark``. ``live`` is only
@@ -24,14 +24,16 @@ many sockets or messages · 1008 nonsense · 1009 too large · 1012 going · 101
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import time
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import uuid4
 
 import msgspec
 from litestar import Request, Response, WebSocket, post, websocket
 from litestar.exceptions import WebSocketDisconnect
+from opentelemetry.trace import Span
 
 from forge.api import origins
 from forge.api.auth import Caller, admitted, caller_of, door_of
@@ -42,6 +44,7 @@ from forge.api.problems import documented
 from forge.api.seats import AllTaken, Seats
 from forge.domain.rates import Rate, take
 from forge.errors import Forbidden, ForgeError, LimitReached, Unauthenticated, Unavailable
+from forge.telemetry import PRODUCER, SERVER, afterwards, span
 from forge.telemetry.numbers import counter
 
 PROTOCOL = "forge.v1"
@@ -59,7 +62,7 @@ _TICKET = "ticket."
 _ended = counter("forge_sockets_ended", "Event sockets that forge ended.", "code")
 
 Topic = Literal["jobs", "assets", "progress"]
-_ALL_TOPICS = frozenset(Topic.__args__)  # type: ignore[attr-defined]
+_ALL_TOPICS = frozenset[str](get_args(Topic))
 
 Socket = WebSocket[Any, Any, Any]
 
@@ -103,10 +106,12 @@ async def events(socket: Socket) -> None:
     offered = PROTOCOL in socket.scope.get("subprotocols", [])
     await socket.accept(subprotocols=PROTOCOL if offered else None)
     try:
-        caller = await _admitted(socket, live)
-        with _seats(socket).taken(caller.user):
-            conversation = Conversation(socket, caller, live)
-            await conversation.welcome(None if offered else _after(socket, live))
+        with ExitStack() as seat:
+            with _opening(socket):
+                caller = await _admitted(socket, live)
+                seat.enter_context(_seats(socket).taken(caller.user))
+                conversation = Conversation(socket, caller, live)
+                await conversation.welcome(None if offered else _after(socket, live))
             await conversation.hold()
     except _Leave as leave:
         await _say_goodbye(socket, leave)
@@ -114,6 +119,13 @@ async def events(socket: Socket) -> None:
         await _say_goodbye(socket, _Leave(TOO_MANY, 30_000) if full.own else _Leave(TRY_LATER, 5000))
     except WebSocketDisconnect:
         pass
+
+
+def _opening(socket: Socket) -> AbstractContextManager[Span]:
+    """A span until the welcome; what is told later is part of the traces of what it is about."""
+    path = socket.scope["path"]
+    fields = {"http.request.method": "GET", "http.route": path, "url.path": path}
+    return span(f"GET {path}", socket.headers.get("traceparent", ""), fields, kind=SERVER)
 
 
 def _seats(socket: Socket) -> Seats:
@@ -296,7 +308,9 @@ class Conversation:
                 return  # the client has asked for another place meanwhile
             self._still_admitted()
             if told.topic in self.topics and self.caller.may_see(told.user):
+                began = time.time()
                 await self._send_text(told.text())
+                afterwards("forge.tell", told.record, began, kind=PRODUCER)
         if self.position == start:
             self.position = max(head, start)
 

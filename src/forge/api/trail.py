@@ -1,4 +1,5 @@
-"""Where a request's trail begins: its id, which answer, log lines and events carry, and its place in a trace.
+"""Where a request's trail begins: its id, which answer, log lines and events carry, its place in a trace, and
+the time that its answer took.
 
 A client may bring both: ``X-Request-Id`` (letters, digits and ``._:-``, up to 64) and a W3C ``traceparent``.
 """
@@ -6,7 +7,9 @@ A client may bring both: ``X-Request-Id`` (letters, digits and ``._:-``, up to 6
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from random import getrandbits
+from time import perf_counter
 from typing import Any, cast
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,10 +21,13 @@ _UNTRACED = frozenset(("/livez", "/readyz", "/metrics"))
 
 
 class Trail:
-    """Everything behind it can say on whose behalf it does something."""
+    """Everything behind it can say on whose behalf it does something.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    ``answered`` is told of each request that has a route: its answer's status, and the seconds until that.
+    """
+
+    def __init__(self, app: ASGIApp, answered: Callable[[dict[str, Any], int, float], None]) -> None:
+        self._app, self._answered = app, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = cast("dict[str, Any]", scope)
@@ -30,10 +36,24 @@ class Trail:
         id_ = named if _FORM.fullmatch(named) else b"%032x" % getrandbits(128)  # it opens nothing
         about(correlation=id_.decode())
         parent = headers.get(b"traceparent")
+        send = self._naming(given, send, id_)
         if (parent or collecting()) and given["type"] == "http" and given["path"] not in _UNTRACED:
-            await self._traced(given, receive, _naming(send, id_), (parent or b"").decode("latin-1"))
+            await self._traced(given, receive, send, (parent or b"").decode("latin-1"))
         else:
-            await self._app(scope, receive, _naming(send, id_))
+            await self._app(scope, receive, send)
+
+    def _naming(self, scope: dict[str, Any], send: Send, id_: bytes) -> Send:
+        """Let the answer carry the request's id, and be counted."""
+        began = perf_counter()
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", id_)]
+                if "path_template" in scope:
+                    self._answered(scope, message["status"], perf_counter() - began)
+            await send(message)
+
+        return named
 
     async def _traced(self, scope: dict[str, Any], receive: Receive, send: Send, parent: str) -> None:
         method = scope["method"]
@@ -51,14 +71,3 @@ class Trail:
                 await send(message)
 
             await self._app(cast("Scope", scope), receive, noted)
-
-
-def _naming(send: Send, id_: bytes) -> Send:
-    """Let the answer carry the request's id."""
-
-    async def named(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", id_)]
-        await send(message)
-
-    return named

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import click
@@ -27,14 +29,26 @@ from forge.errors import ForgeError
 
 REFUSED = 2
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 def main() -> None:
-    """Run a command; what forge refuses is told on stderr, with exit status 2."""
+    """Run a command; what forge refuses, or has no room for, is told on stderr, with exit status 2."""
     try:
         cli(prog_name="forge")
     except ForgeError as error:
-        click.echo(f"forge: {error.detail}", err=True)
-        sys.exit(REFUSED)
+        _refused(error.detail)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        # what is left is not tried again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _refused(f"what this was written to is full: {error}")
+
+
+def _refused(why: str) -> None:
+    click.echo(f"forge: {why}", err=True)
+    sys.exit(REFUSED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

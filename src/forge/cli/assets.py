@@ -11,7 +11,7 @@ import click
 
 from forge.cli.lists import clock, columns, listed, show_told, some
 from forge.cli.moments import Moment
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 if TYPE_CHECKING:
     from forge.api.schemas import AssetView
@@ -77,7 +77,7 @@ def assets(
         context.obj = data_dir
         return
     from forge import listing
-    from forge.projections.inventory import Wanted
+    from forge.projections.asset_lists import Wanted
 
     wanted = Wanted(
         asset_type=asset_type,
@@ -90,7 +90,7 @@ def assets(
         created_before=until,
     )
     most = None if every else limit
-    found = listing.assets(given_settings(data_dir), user, wanted, sort, most)
+    found = listing.assets(system_settings(data_dir), user, wanted, sort, most)
     listed(found, most, "assets", None if as_json else columns(_WIDTHS, _row))
 
 
@@ -106,7 +106,7 @@ def show_asset(outer: Path | None, asset_id: UUID, as_json: bool, data_dir: Path
     """
     from forge import listing
 
-    show_told(listing.asset(given_settings(data_dir or outer), asset_id), as_json)
+    show_told(listing.asset(system_settings(data_dir or outer), asset_id), as_json)
 
 
 def _row(asset: AssetView) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge.cli.moments import Moment
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from forge.past import Told
 
 STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+
+_PIPED = 240
+"""Columns of a line where no terminal says how many it has."""
 
 
 @click.command()
@@ -72,7 +75,7 @@ def at(
         limit=limit,
     )
     with reading(hidden=as_json) as progress:
-        told = run(given_settings(data_dir), asked, progress)
+        told = run(system_settings(data_dir), asked, progress)
     if as_json:
         import msgspec
 
@@ -97,14 +100,19 @@ def reading(*, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show(told: Told) -> None:
-    from rich.console import Console
-
     as_of = told.as_of
     when = f"{as_of.at.astimezone():%F %T %z}" if as_of.at else "before anything happened"
-    console = Console(soft_wrap=True)
-    console.print(f"as of seq:{as_of.seq}, {when}; {as_of.events} events read", highlight=False)
-    for table in _tables(told):
-        console.print(table)
+    _printed(f"as of seq:{as_of.seq}, {when}; {as_of.events} events read", *_tables(told))
+
+
+def _printed(*parts: str | Table) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED
+    for one in parts:
+        console.print(one)
 
 
 def _tables(told: Told) -> Iterator[Table]:
@@ -145,7 +153,7 @@ def _table(title: str, columns: tuple[str, ...], rows: Any) -> Table:
 
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=True, min_width=36 if column == "id" else None)  # to be copied
     for row in rows:
         table.add_row(*(escape(_said(value)) for value in row))
     return table

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 
 @click.command()
@@ -44,4 +44,4 @@ def cleanup(
     if "old" in reasons and older_than is None:
         raise click.UsageError("--reason old needs --older-than")
     asked = Asked(reasons=reasons, older_than=older_than, asset_type=asset_type, dry_run=dry_run, yes=yes)
-    sys.exit(clean(given_settings(data_dir), asked, as_json=as_json))
+    sys.exit(clean(system_settings(data_dir), asked, as_json=as_json))

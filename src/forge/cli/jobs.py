@@ -11,7 +11,7 @@ import click
 
 from forge.cli.lists import clock, columns, listed, show_told, some, span
 from forge.cli.moments import Moment
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 if TYPE_CHECKING:
     from forge.api.schemas import JobView
@@ -86,7 +86,7 @@ def jobs(
         created_before=until,
     )
     most = None if every else limit
-    found = listing.jobs(given_settings(data_dir), user, wanted, most)
+    found = listing.jobs(system_settings(data_dir), user, wanted, most)
     listed(found, most, "jobs", None if as_json else columns(_WIDTHS, _row))
 
 
@@ -102,7 +102,7 @@ def show_job(outer: Path | None, job_id: UUID, as_json: bool, data_dir: Path | N
     """
     from forge import listing
 
-    show_told(listing.job(given_settings(data_dir or outer), job_id), as_json)
+    show_told(listing.job(system_settings(data_dir or outer), job_id), as_json)
 
 
 def _row(job: JobView) -> tuple[Any, ...]:

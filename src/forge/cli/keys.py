@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from forge.cli.options import actor, data_dir_option, given_settings, report
+from forge.cli.options import actor, data_dir_option, report, system_settings
 from forge.domain.keys import ROLES
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _on_the_log(data_dir: Path | None, act: Callable[[Keys], Awaitable[T]]) -> T
     from forge import bootstrap
 
     async def done() -> T:
-        async with bootstrap.keys(given_settings(data_dir)) as keys:
+        async with bootstrap.keys(system_settings(data_dir)) as keys:
             return await act(keys)
 
     return asyncio.run(done())

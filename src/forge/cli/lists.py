@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,22 @@ def some(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def listed(found: AsyncIterator[Any], limit: int | None, what: str, line: Line | None) -> None:
+def listed(found: AsyncGenerator[Any], limit: int | None, what: str, line: Line | None) -> None:
     """Print each as it comes: as ``line`` has it, or as JSON."""
+    if asyncio.run(printed(found, line)) == limit:
+        report(f"{limit} {what}, there may be more: --limit N, or --all")
+
+
+async def printed(found: AsyncGenerator[Any], line: Line | None) -> int:
+    """How many there were. Whoever reads may leave before the end, as in `forge jobs | head`."""
     import msgspec
 
-    async def run() -> int:
-        count = 0
+    count = 0
+    async with aclosing(found):
         async for one in found:
             click.echo(line(one) if line else msgspec.json.encode(one).decode())
             count += 1
-        return count
-
-    if asyncio.run(run()) == limit:
-        report(f"{limit} {what}, there may be more: --limit N, or --all")
+    return count
 
 
 def columns(widths: Mapping[str, int], row: Callable[[Any], tuple[Any, ...]]) -> Line:

@@ -70,7 +70,7 @@ def verify(data_dir: Path | None, file: Path | None) -> None:
     type=click.Choice(["copy", "log"]),
     default="copy",
     show_default=True,
-    help="The second copy in Postgres, or the log itself.",
+    help="The second copy in Postgres and what it lacks yet, or the log alone.",
 )
 def export(data_dir: Path | None, file: Path, source: str) -> None:
     """Write a third copy into FILE, for keeping elsewhere: JSON lines, compressed, with the chain's end.
@@ -96,7 +96,8 @@ def export(data_dir: Path | None, file: Path, source: str) -> None:
 @data_dir_option
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--shorter", is_flag=True, help="Give up events that nothing has any more.")
-def restore(data_dir: Path | None, file: Path | None, shorter: bool) -> None:
+@click.option("--reopen", is_flag=True, help="Also a whole log: what was closed is in its stream again.")
+def restore(data_dir: Path | None, file: Path | None, shorter: bool, reopen: bool) -> None:
     """Write the log anew from its copy, or from FILE where Postgres is new too.
 
     For a log that is damaged, or a new server. Every event gets its sequence, subject, headers and data; when
@@ -127,6 +128,7 @@ def restore(data_dir: Path | None, file: Path | None, shorter: bool) -> None:
                     mine,
                     file,
                     shorter=shorter,
+                    reopen=reopen,
                     replicas=settings.nats_replicas,
                     progress=step,
                 )

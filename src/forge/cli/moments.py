@@ -14,7 +14,8 @@ _CLOCK = re.compile(r"(?:(today|yesterday)\s*)?(?:(\d{1,2}):(\d{2})(?::(\d{2}))?
 
 
 def moment(text: str, now: datetime) -> datetime | int:
-    """A moment, or the sequence of an event. What is said without an offset is meant where ``now`` is.
+    """A moment, or the sequence of an event. What is said without an offset is meant where ``now`` is; if
+    that has none either, it has none.
 
     Raises:
         ValueError: it is none of the forms.
@@ -25,7 +26,7 @@ def moment(text: str, now: datetime) -> datetime | int:
     if text.startswith("seq:") and text[4:].isdecimal():
         return int(text[4:])
     if ago := _AGO.fullmatch(text):
-        return now - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
+        return now.astimezone() - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
     if text and (clock := _CLOCK.fullmatch(text)):
         day = now.date() - timedelta(days=clock[1] == "yesterday")
         hour, minute, second = (int(part or 0) for part in clock.group(2, 3, 4))
@@ -44,7 +45,9 @@ class Moment(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime | int:
         try:
-            found = moment(value, datetime.now().astimezone())
+            found = moment(value, datetime.now())
+            if isinstance(found, datetime):
+                found = found.astimezone()  # by the offset of that day, not of today
         except (ValueError, OverflowError):
             found = -1
         if isinstance(found, int) and (not self.seq or found < 0):

@@ -24,6 +24,22 @@ def given_settings(data_dir: Path | None) -> Settings:
     return load(environment(data_dir))
 
 
+def system_settings(data_dir: Path | None) -> Settings:
+    """The settings of a system that is there already: what is said of one directory must not reach another's
+    servers, which the defaults may name.
+
+    Raises:
+        click.UsageError: no `forge dev` runs on the directory, and nothing says where its servers are.
+    """
+    named = _given().keys() & {"FORGE_NATS_URL", "FORGE_POSTGRES_DSN"}
+    if data_dir is not None and not named and dev_url(data_dir) is None:
+        raise click.UsageError(
+            f"no `forge dev` runs on {_place(data_dir)}. Start it, or say with FORGE_NATS_URL and "
+            "FORGE_POSTGRES_DSN where its servers are"
+        )
+    return given_settings(data_dir)
+
+
 def environment(data_dir: Path | None) -> dict[str, str]:
     """The variables of this run. A `forge dev` on the data directory says where its servers are.
 

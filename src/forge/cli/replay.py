@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 if TYPE_CHECKING:
     from forge.replaying import Rebuilt, Step
@@ -58,14 +58,14 @@ def replay(
     if drop_old:
         if names or replace:
             raise click.UsageError("--drop-old stands alone")
-        gone = uvloop.run(bootstrap.drop_old(given_settings(data_dir)))
+        gone = uvloop.run(bootstrap.drop_old(system_settings(data_dir)))
         click.echo("the kept tables are gone" if gone else "no tables were kept")
         return
     if not names:
         raise click.UsageError(f"say what to rebuild: {', '.join(PROJECTIONS)}, or all")
     chosen = PROJECTIONS if "all" in names else names
     with _shown(hidden=as_json) as progress:
-        work = bootstrap.replay(given_settings(data_dir), chosen, replace=replace, progress=progress)
+        work = bootstrap.replay(system_settings(data_dir), chosen, replace=replace, progress=progress)
         rebuilt = uvloop.run(work)
     if as_json:
         import msgspec

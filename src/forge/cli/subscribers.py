@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from forge.cli.moments import Moment
-from forge.cli.options import data_dir_option, given_settings, report
+from forge.cli.options import data_dir_option, report, system_settings
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -84,7 +84,7 @@ def _connected(data_dir: Path | None, act: Callable[[Client], Awaitable[T]]) -> 
     from forge.subscribers import opened
 
     async def done() -> T:
-        async with opened(given_settings(data_dir)) as nc:
+        async with opened(system_settings(data_dir)) as nc:
             return await act(nc)
 
     return asyncio.run(done())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LEVELS = (("green", ""), ("yellow", "warning"), ("yellow", "cleaning up"), ("red", "full"))
 _NAMES_SHOWN = 6
+_ROOMY = 120
+_ELASTIC = frozenset(("user", "type"))
 
 
 @click.command()
@@ -37,7 +39,7 @@ def top(data_dir: Path | None, interval: float, once: bool, as_json: bool) -> No
 
     Exit status: 0; with --once 1 where something did not answer.
     """
-    settings = given_settings(data_dir)
+    settings = system_settings(data_dir)
     once = once or not (as_json or sys.stdout.isatty())
     with _interruptible():
         sys.exit(asyncio.run(_shown(settings, interval, once, as_json)))
@@ -60,12 +62,12 @@ async def _shown(settings: Settings, interval: float, once: bool, as_json: bool)
                 if as_json:
                     click.echo(msgspec.json.encode(frame).decode())
                 else:
-                    console.print(picture(frame))
+                    console.print(picture(frame, console.width))
             return 1 if frame.missing else 0
         async with _leaving("q") as left:
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 async for frame in _frames(watch, interval, False, left):
-                    live.update(picture(frame), refresh=True)
+                    live.update(picture(frame, console.width), refresh=True)
     return 0
 
 
@@ -86,8 +88,8 @@ async def _frames(watch: Watch, interval: float, once: bool, left: asyncio.Event
 # ------------------------------------------------------------------ a picture
 
 
-def picture(frame: Frame) -> RenderableType:
-    """A frame for a terminal."""
+def picture(frame: Frame, width: int) -> RenderableType:
+    """A frame for a terminal of so many columns."""
     from rich.console import Group
     from rich.text import Text
 
@@ -97,7 +99,7 @@ def picture(frame: Frame) -> RenderableType:
         parts.append(_disk(frame.disk))
     parts.append(_backends(frame))
     if frame.running is not None:
-        parts += [Text(f"\n{len(frame.running)} running", style="bold"), _running(frame.running)]
+        parts += [Text(f"\n{len(frame.running)} running", style="bold"), _running(frame.running, width)]
     if frame.waiting is not None:
         parts += [Text(_queue(frame.waiting), style="bold"), _waiting(frame.waiting)]
     return Group(*parts)
@@ -146,12 +148,17 @@ def _backends(frame: Frame) -> RenderableType:
     return lines
 
 
-def _running(jobs: list[Running]) -> Table:
-    table = _table("job", "user", "type", "try", "seconds", "progress", "at")
+def _running(jobs: list[Running], width: int) -> Table:
+    """Ids stay whole, to be copied: where there is no room for all, bars and addresses go first."""
+    roomy = width >= _ROOMY
+    table = _table("job", "user", "type", "try", "seconds", "progress", *(["at"] if roomy else []))
     for job in jobs:
-        done = "" if job.progress is None else f"{_bar(job.progress, 12)} {job.progress:.0%}"
+        done = "" if job.progress is None else f"{job.progress:.0%}"
+        if done and roomy:
+            done = f"{_bar(job.progress or 0.0, 12)} {done}"
         tries, seconds = str(job.attempt), f"{job.seconds:.1f}"
-        _row(table, str(job.id), job.user_id, job.job_type, tries, seconds, done, job.backend or "")
+        cells = (str(job.id), job.user_id, job.job_type, tries, seconds, done)
+        _row(table, *cells, *([job.backend or ""] if roomy else []))
     return table
 
 
@@ -180,16 +187,16 @@ def _table(*columns: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column not in _ELASTIC)
     return table
 
 
 def _row(table: Table, *cells: str) -> None:
     from rich.text import Text
 
-    table.add_row(*(Text(_plain(cell)) for cell in cells))
+    table.add_row(*(Text(_plain(cell), no_wrap=True, overflow="ellipsis") for cell in cells))
 
 
 def _bar(part: float, width: int) -> str:

@@ -11,7 +11,7 @@ import click
 
 from forge.cli.at import reading
 from forge.cli.moments import Moment
-from forge.cli.options import data_dir_option, given_settings
+from forge.cli.options import data_dir_option, system_settings
 
 if TYPE_CHECKING:
     from forge.whatif import Comparison, Figures, Spread
@@ -80,7 +80,7 @@ def whatif(
     if ttl_days is not None:
         changes |= {"ttl_seconds": max(1, round(ttl_days * 86400)), "ttls": {}}
     with reading(hidden=as_json) as progress:
-        found = run(given_settings(data_dir), changes, since, until, by, progress)
+        found = run(system_settings(data_dir), changes, since, until, by, progress)
     if as_json:
         import msgspec
 

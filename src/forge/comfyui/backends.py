@@ -115,7 +115,7 @@ class Backend:
             await self._look_for_evidence(self.quarantine)
         if self.disowned and self.health.reachable:
             await self._get_rid()
-        self._note(usable)
+        self._note(usable, first=first)
         if self.usable and self.unforgotten:
             await asyncio.gather(
                 *(self.comfy.forget(self.unforgotten.pop()) for _ in tuple(self.unforgotten))
@@ -166,8 +166,8 @@ class Backend:
                 now=time.monotonic(),
             )
 
-    def _note(self, was_usable: bool) -> None:
-        if self.usable is not was_usable:
+    def _note(self, was_usable: bool, *, first: bool = False) -> None:
+        if self.usable is not was_usable or first:
             self.since = datetime.now(UTC)
             level = logging.INFO if self.usable else logging.WARNING
             log.log(level, "ComfyUI %s: %s", self.comfy.url, self.reason or "usable")
@@ -272,9 +272,10 @@ class Backends:
         while True:
             steady = backend.usable and backend.standing.failures == 0
             await asyncio.sleep(self._patience.health_interval if steady else self._patience.health_retry)
-            usable = backend.usable
             await backend.probe()
-            if backend.usable is not usable:
+            # Whether it was usable before the probe says nothing of those who wait: it may have been left and
+            # be back while the probe was under way.
+            if backend.usable:
                 change, self._change = self._change, asyncio.Event()
                 change.set()
 

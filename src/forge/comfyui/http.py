@@ -100,7 +100,10 @@ class Http:
     def _unreachable(self, error: Exception) -> BackendUnreachable:
         unsent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         kind = NeverSent if unsent else BackendUnreachable
-        return kind(f"{self._url}: {str(error) or type(error).__name__}")
+        why = (
+            error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        )  # it has no `ssl:default`
+        return kind(f"{self._url}: {str(why) or type(error).__name__}")
 
 
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

@@ -11,7 +11,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from forge.doctor.checks import Finding, Level, judge
+from forge.doctor.checks import judge
+from forge.doctor.findings import Finding, Level
 from forge.doctor.gathering import Clock, gather, utc
 
 __all__ = ["Finding", "Level", "examine", "run"]

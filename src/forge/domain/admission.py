@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 from uuid import UUID
 
+import msgspec
+
 from forge.domain.limits import MAX_CHARACTER_ASSETS, MAX_QUEUED_JOBS, MAX_SESSION_BYTES
 from forge.errors import Limit, LimitReached, QueueFull
 from forge.events.assets import AssetGivenUp, AssetReady, AssetStored, SessionReleased
@@ -28,6 +30,27 @@ REMEMBERED = 100_000
 """Sessions, and characters, whose balance is kept in memory."""
 
 _Grant = tuple[datetime, UUID]
+
+
+class GrantsState(msgspec.Struct, frozen=True):
+    """The grants of an hour: each user's, and all in the order in which they are forgotten."""
+
+    of: dict[str, tuple[_Grant, ...]]
+    oldest: tuple[tuple[datetime, str], ...]
+
+
+class NewestState(msgspec.Struct, frozen=True):
+    """Name → number, the longest ago first; ``complete`` while no name was forgotten."""
+
+    held: dict[str, int]
+    complete: bool
+
+
+class BalancesState(msgspec.Struct, frozen=True):
+    """Bytes of sessions and assets of characters."""
+
+    sessions: NewestState
+    characters: NewestState
 
 
 class Grants:
@@ -47,6 +70,15 @@ class Grants:
             self._forget(at - HOUR)
         elif isinstance(event, JobCompleted) and event.cached:
             self._give_back(event.user_id, event.job_id)
+
+    def state(self) -> GrantsState:
+        """What was taken in so far, for a :class:`forge.snapshots.Snapshot`."""
+        return GrantsState({user: tuple(mine) for user, mine in self._of.items()}, tuple(self._oldest))
+
+    def restore(self, state: GrantsState) -> None:
+        """Know what another one knew."""
+        self._of = {user: deque(mine) for user, mine in state.of.items()}
+        self._oldest = deque(state.oldest)
 
     def limit(self, user: str, allowed: int, now: datetime, wanted: int = 1) -> Limit:
         """What a user has of the hour, and when ``wanted`` more fit; no time if they do now or never will."""
@@ -86,6 +118,14 @@ class Sizes:
             count, total = self._seen.get(record.event.asset_type, (0, 0))
             self._seen[record.event.asset_type] = count + 1, total + record.event.file_size_bytes
 
+    def state(self) -> dict[str, tuple[int, int]]:
+        """Asset type → pictures and bytes that were taken in, for a :class:`forge.snapshots.Snapshot`."""
+        return dict(self._seen)
+
+    def restore(self, state: Mapping[str, tuple[int, int]]) -> None:
+        """Know what another one knew."""
+        self._seen = dict(state)
+
     def guess(self, pictures: Mapping[str, int]) -> int:
         """The bytes that so many pictures of each type will take."""
         return sum(count * self._mean(asset_type) for asset_type, count in pictures.items())
@@ -114,6 +154,15 @@ class Balances:
             case AssetGivenUp(character_id=str(id_), character_assets=int(held)):
                 self._characters.note(id_, held)
 
+    def state(self) -> BalancesState:
+        """What was taken in so far, for a :class:`forge.snapshots.Snapshot`."""
+        return BalancesState(self._sessions.state(), self._characters.state())
+
+    def restore(self, state: BalancesState) -> None:
+        """Know what another one knew."""
+        self._sessions.restore(state.sessions)
+        self._characters.restore(state.characters)
+
     def session(self, id_: str) -> int | None:
         """Bytes; None when only the log knows."""
         return self._sessions.get(id_)
@@ -137,6 +186,12 @@ class _Newest:
             self._held.popitem(last=False)
             self._complete = False
 
+    def state(self) -> NewestState:
+        return NewestState(dict(self._held), self._complete)
+
+    def restore(self, state: NewestState) -> None:
+        self._held, self._complete = OrderedDict(state.held), state.complete
+
     def get(self, name: str) -> int | None:
         return self._held.get(name, 0 if self._complete else None)
 
@@ -148,10 +203,10 @@ def demand_places(queued: int, wanted: int, allowed: int = MAX_QUEUED_JOBS) -> N
         LimitReached: the user would have more than ten.
     """
     if queued + wanted > allowed:
-        never = f"; {wanted} at once never fit" if wanted > allowed else ""
         raise LimitReached(
             Limit("queued_jobs", allowed, queued),
-            f"{queued} of your jobs are waiting or running, and {allowed} may{never}",
+            f"{queued} of your jobs are waiting or running, and {allowed} may{_never(wanted, allowed)}",
+            never=wanted > allowed,
         )
 
 
@@ -164,8 +219,15 @@ def demand_hour(grants: Grants, user: str, wanted: int, allowed: int, now: datet
     limit = grants.limit(user, allowed, now, wanted)
     if allowed and limit.used + wanted > allowed:
         raise LimitReached(
-            limit, f"{limit.used} generations of yours were granted within an hour, and {allowed} may be"
+            limit,
+            f"{limit.used} generations of yours were granted within an hour, and {allowed} may be"
+            f"{_never(wanted, allowed)}",
+            never=wanted > allowed,
         )
+
+
+def _never(wanted: int, allowed: int) -> str:
+    return f"; {wanted} at once never fit" if wanted > allowed else ""
 
 
 def demand_queue(pending: int, wanted: int, allowed: int) -> None:
@@ -200,5 +262,7 @@ def _demand_room(limit: Limit, owed: int, wanted: int) -> None:
     if limit.used + owed + wanted > limit.allowed:
         coming = f", {owed} are coming" if owed else ""
         raise LimitReached(
-            limit, f"{limit.name}: {limit.used} are there{coming}, {wanted} more are over {limit.allowed}"
+            limit,
+            f"{limit.name}: {limit.used} are there{coming}, {wanted} more are over {limit.allowed}",
+            never=wanted > limit.allowed,
         )

@@ -50,6 +50,19 @@ class Choice(msgspec.Struct, frozen=True):
     reason: str
 
 
+class LineState(msgspec.Struct, frozen=True):
+    """All that a line knows at one event of the log; ``waiting`` in the order in which its jobs joined."""
+
+    jobs: tuple[Job, ...]
+    waiting: tuple[Waiting, ...]
+    turns: dict[str, int]
+    delayed: tuple[tuple[datetime, int, UUID], ...]
+    admission_seq: dict[str, int]
+    last_admission: int
+    starts: int
+    version: int
+
+
 def bound(priority: int, own_ahead: int, users: int, places: int) -> int:
     """Starts after which a waiting job has started at the latest, itself included.
 
@@ -151,6 +164,31 @@ class Line:
             del lanes[job.priority]
         if not lanes:
             del self._lanes[job.user_id], self._turn[job.user_id]
+
+    def state(self) -> LineState:
+        """What was taken in so far, for a :class:`forge.snapshots.Snapshot`."""
+        return LineState(
+            tuple(self.jobs.values()),
+            tuple(w for lanes in self._lanes.values() for lane in lanes.values() for w in lane),
+            dict(self._turn),
+            tuple(self._delayed),
+            dict(self.admission_seq),
+            self.last_admission,
+            self.starts,
+            self.version,
+        )
+
+    def restore(self, state: LineState) -> None:
+        """Know, while still empty, what another line knew."""
+        self.admission_seq, self.last_admission = dict(state.admission_seq), state.last_admission
+        self.starts, self.version = state.starts, state.version
+        for job in state.jobs:
+            self.jobs[job.id] = job
+            self._count(job, 1)
+            self.pending += job.status is Status.PENDING
+        for w in state.waiting:
+            self._lanes.setdefault(w.user_id, {}).setdefault(w.priority, deque()).append(w)
+        self._turn, self._delayed = dict(state.turns), list(state.delayed)
 
     # ---------------------------------------------------------------- knowing
 

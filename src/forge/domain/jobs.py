@@ -103,13 +103,14 @@ class Redirect(msgspec.Struct, frozen=True):
 
 
 class Complete(msgspec.Struct, frozen=True):
-    """Conclude an attempt with its pictures."""
+    """Conclude an attempt with its pictures; ``followed``: they are what the job's recipe gives."""
 
     attempt: int
     worker: str
     assets: tuple[Produced, ...]
     now: datetime
     regenerated: Regenerated | None = None
+    followed: bool = True
 
 
 class Reuse(msgspec.Struct, frozen=True):
@@ -165,7 +166,7 @@ def decide(command: Command, job: Job) -> list[Event]:
             return _cancel(job)
         case Retry():
             return _retry(job)
-        case _:  # pragma: no cover
+        case _:  # pragma: no cover  # the type checker shows it
             assert_never(command)
 
 
@@ -226,7 +227,7 @@ def _complete(command: Complete, job: Job) -> list[Event]:
             assets=list(command.assets),
             waited_ms=_milliseconds(started - job.admitted_at),
             run_ms=_milliseconds(command.now - started),
-            recipe=job.recipe,
+            recipe=job.recipe if command.followed else "",
             submitted_seq=job.submitted_seq,
             regenerated=command.regenerated,
         )
@@ -331,6 +332,11 @@ def _require_own(job: Job, attempt: int, worker: str) -> None:
 def exhausted(job: Job) -> bool:
     """Whether too many workers were lost on the current attempt."""
     return job.adoption >= MAX_ADOPTIONS
+
+
+def suspect(job: Job) -> bool:
+    """Whether the job itself may be what ends workers: one that had taken its attempt over is lost, too."""
+    return job.status is Status.RUNNING and job.adoption > 0
 
 
 def stranded(job: Job) -> bool:

@@ -7,6 +7,7 @@ the volume knows: see :meth:`forge.library.Library.recall`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from forge.events.envelope import Recorded
 from forge.events.jobs import JobCompleted
@@ -29,6 +30,14 @@ class Results:
             self._where.move_to_end(event.recipe)
             if len(self._where) > self._remembered:
                 self._where.popitem(last=False)
+
+    def state(self) -> dict[str, int]:
+        """What was taken in so far, the longest ago first, for a :class:`forge.snapshots.Snapshot`."""
+        return dict(self._where)
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Know what another one knew."""
+        self._where = OrderedDict(state)
 
     def find(self, recipe: str) -> int | None:
         """Where the completion of a job with this recipe stands."""

@@ -52,7 +52,7 @@ from forge.domain.jobs import (
 from forge.domain.limits import MAX_QUEUED_JOBS, MAX_RUNNING_JOBS
 from forge.domain.recording import Act, Case, Recording, Tried
 from forge.domain.retention import EVICTED, EXPIRED, Claim, Kept
-from forge.errors import DiskFull, ForgeError, JobAlreadyOver, LimitReached, QueueFull
+from forge.errors import DiskFull, ForgeError, LimitReached, QueueFull
 from forge.events.assets import AssetGivenUp, AssetPinned, AssetReady, AssetStored, AssetUnpinned
 from forge.events.catalogue import Event
 from forge.events.envelope import Meta, Recorded
@@ -407,10 +407,7 @@ class _World:
                 heapq.heapify(self.free)
 
     def _act(self, now: datetime, job: Job, command: Command) -> Job:
-        try:
-            events = decide(command, job)
-        except JobAlreadyOver:  # pragma: no cover
-            return job
+        events = decide(command, job)
         self._tell(now, *events)
         for event in events:
             job = evolve(job, event, now)

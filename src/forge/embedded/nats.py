@@ -38,7 +38,8 @@ class EmbeddedNats:
 
     Args:
         state: where it keeps its streams; made when missing.
-        port: 0 takes a free one, and a later start of the same object takes that one again.
+        port: 0 takes a free one. A later start of the same object takes the ports of the first again.
+        monitoring_port: the same, for its HTTP.
         log: where its log goes; `state/log` when not given.
         config: another configuration.
         anybody: who connects as no user may do everything; for tests and benchmarks.
@@ -50,6 +51,7 @@ class EmbeddedNats:
         state: Path,
         port: int = 0,
         *,
+        monitoring_port: int = 0,
         log: Path | None = None,
         config: Path = CONFIG,
         anybody: bool = False,
@@ -62,6 +64,7 @@ class EmbeddedNats:
         self.anybody = anybody
         self.variables = dict(variables or {})
         self.monitoring_url = ""
+        self.monitoring_port = monitoring_port
         self.process: OwnedProcess | None = None
         self._lock = DirectoryLock(self.state)
 
@@ -117,6 +120,8 @@ class EmbeddedNats:
             raise
         self.port = int(ports.nats[0].rpartition(":")[2])
         self.monitoring_url = ports.monitoring[0]
+        # a second free one at a restart might be the first's `port`
+        self.monitoring_port = int(self.monitoring_url.rpartition(":")[2])
         return self.url
 
     def stop(self) -> None:
@@ -160,9 +165,9 @@ class EmbeddedNats:
         return path
 
     def _command(self, config: Path) -> list[str | Path]:
-        port = str(self.port or -1)
+        ports = ["-p", str(self.port or -1), "-m", str(self.monitoring_port or -1)]
         where: list[str | Path] = ["-sd", self.state, "--ports_file_dir", self.state]
-        return [binary(), "-c", config, "-a", "127.0.0.1", "-p", port, "-m", "-1", *where]
+        return [binary(), "-c", config, "-a", "127.0.0.1", *ports, *where]
 
     def _listening(self) -> _Ports | None:
         for file in self.state.glob("*.ports"):

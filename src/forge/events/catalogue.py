@@ -1,7 +1,8 @@
 """The catalogue: explicit type names with versions ↔ structs, strictly.
 
-A new optional field with a default needs no new version. Anything else raises the version and adds one
-function to :mod:`forge.events.upcasters`; code knows only the newest shape.
+A new optional field with a default needs no new version, though an older forge refuses an event that has it.
+Anything else raises the version and adds one function to :mod:`forge.events.upcasters`; code knows only the
+newest shape.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def decode(type_name: str, body: bytes) -> Event:
         try:
             return decoder.decode(body)  # type: ignore[no-any-return]  # the decoder was made for this class
         except msgspec.MsgspecError as error:
-            raise LogUnreadable(f"{type_name}: {error}") from error
+            raise LogUnreadable(f"{type_name}: {_said(error)}") from error
     type_, version = split(type_name)
     cls = _by_type.get(type_)
     if cls is None:
@@ -88,7 +89,12 @@ def decode(type_name: str, body: bytes) -> Event:
     try:
         return msgspec.convert(_lift(type_, version, cls.version, msgspec.json.decode(body)), cls)
     except msgspec.MsgspecError as error:
-        raise LogUnreadable(f"{type_name}: {error}") from error
+        raise LogUnreadable(f"{type_name}: {_said(error)}") from error
+
+
+def _said(error: msgspec.MsgspecError) -> str:
+    newer = " that a newer forge has written: upgrade it" if "unknown field" in str(error) else ""
+    return f"{error}{newer}"
 
 
 def split(type_name: str) -> tuple[str, int]:

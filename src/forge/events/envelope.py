@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
+from uuid_utils.compat import uuid5
 
 from forge.errors import LogUnreadable
 from forge.events.catalogue import Event, decode
@@ -50,9 +51,10 @@ def event_id(command: str, position: int) -> UUID:
 
 def headers(event: Event, meta: Meta, subject: str) -> dict[str, str]:
     """The headers of one message: CloudEvents attributes, and the id once more for the server's own check."""
+    id_ = str(meta.id)
     made = {
         "ce-specversion": "1.0",
-        "ce-id": str(meta.id),
+        "ce-id": id_,
         "ce-type": event.type_name(),
         "ce-source": SOURCE,
         "ce-subject": subject,
@@ -60,7 +62,7 @@ def headers(event: Event, meta: Meta, subject: str) -> dict[str, str]:
         "ce-actor": meta.actor,
         "ce-correlationid": meta.correlation,
         "content-type": "application/json",
-        "Nats-Msg-Id": str(meta.id),
+        "Nats-Msg-Id": id_,
     }
     if meta.causation:
         made["ce-causationid"] = meta.causation

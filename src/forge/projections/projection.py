@@ -8,6 +8,7 @@ table, in the transaction that also moves the checkpoint: one row at once when i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import asyncpg
@@ -23,7 +24,7 @@ E = TypeVar("E", bound=Event)
 Key = tuple[Any, ...]
 
 
-class Table(msgspec.Struct, frozen=True):
+class Table(msgspec.Struct, frozen=True, dict=True):
     """A table, the columns that name a row, and the one that says what the row is about, by default the first
     of them: changes about the same keep their order, whatever tables they are in; others need none."""
 
@@ -31,31 +32,38 @@ class Table(msgspec.Struct, frozen=True):
     key: tuple[str, ...]
     about: str = ""
 
-    @property
+    @cached_property
     def subject(self) -> str:
         return self.about or self.key[0]
 
+    @cached_property
+    def beside(self) -> tuple[str, ...]:
+        """The columns that tell a row from others about the same."""
+        return tuple(column for column in self.key if column != self.subject)
 
-class Create(msgspec.Struct, frozen=True):
-    """A row as it begins; where it is already there only the columns of ``latest`` grow."""
 
+class _OfRow(msgspec.Struct, frozen=True):
     table: Table
     row: dict[str, Any]
+
+    @property
+    def about(self) -> Any:
+        return self.row[self.table.subject]
+
+
+class Create(_OfRow, frozen=True):
+    """A row as it begins; where it is already there only the columns of ``latest`` grow."""
+
     latest: tuple[str, ...] = ()
 
 
-class Put(msgspec.Struct, frozen=True):
+class Put(_OfRow, frozen=True):
     """New values in some columns of a row; nothing happens where there is no such row."""
 
-    table: Table
-    row: dict[str, Any]
 
+class Add(_OfRow, frozen=True):
+    """Numbers to add to a row, which begins with them, and with its key, where it is missing."""
 
-class Add(msgspec.Struct, frozen=True):
-    """Numbers to add to a row, which begins with them where it is missing."""
-
-    table: Table
-    key: dict[str, Any]
     amounts: dict[str, int]
 
 
@@ -198,15 +206,16 @@ class _Pending(msgspec.Struct):
 
 
 class _Layer:
-    """Changes of which no two are about the same, unless they are merged or made by one statement."""
+    """Changes of which no two are about the same, unless they are merged, made by one statement, or rows that
+    a statement then sees."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, Key], _Pending] = {}
+        self.rows: list[_Pending] = []
         self.runs: dict[str, list[tuple[Any, ...]]] = {}
 
     async def write(self, connection: Connection) -> None:
         shapes: dict[Any, list[_Pending]] = {}
-        for row in self.rows.values():
+        for row in self.rows:
             shapes.setdefault(row.shape, []).append(row)
         for rows in shapes.values():
             given = [row.values for row in rows]
@@ -215,25 +224,44 @@ class _Layer:
             await connection.execute(sql, *map(list, zip(*args, strict=True)))
 
 
+class _Subject:
+    """The newest changes about one thing: their layer, its rows there, and the statement behind them."""
+
+    __slots__ = ("nth", "rows", "sql")
+
+    def __init__(self) -> None:
+        self.nth, self.sql = 0, ""
+        self.rows: dict[Key, _Pending] = {}
+
+    def next(self) -> None:
+        self.nth, self.sql, self.rows = self.nth + 1, "", {}
+
+
 def _layers(changes: Sequence[Change]) -> list[_Layer]:
     """The changes in as few layers as keep the order of those about the same."""
     layers: list[_Layer] = []
-    last: dict[Any, tuple[int, str]] = {}  # about what → the layer of its newest change, and what runs there
+    subjects: dict[Any, _Subject] = {}
     for change in changes:
+        about = change.about
+        subject = subjects.get(about)
+        if subject is None:
+            subject = subjects[about] = _Subject()
         if isinstance(change, Run):
-            nth, before = last.get(change.about, (0, change.sql))
-            nth += before != change.sql
-            last[change.about] = (nth, change.sql)
-            _nth(layers, nth).runs.setdefault(change.sql, []).append(change.args)
+            if subject.sql not in ("", change.sql):
+                subject.next()
+            subject.sql = change.sql
+            _nth(layers, subject.nth).runs.setdefault(change.sql, []).append(change.args)
             continue
-        given = change.key if isinstance(change, Add) else change.row
-        about = given[change.table.subject]
-        key = (change.table.name, tuple(given[column] for column in change.table.key))
-        nth, before = last.get(about, (0, ""))
-        row = None if before else _nth(layers, nth).rows.get(key)
-        nth += before != "" or (row is not None and not _fits(row, change))
-        last[about] = (nth, "")
-        _merge(_nth(layers, nth).rows.setdefault(key, _Pending(change.table, {}, (), {}, {})), change)
+        table, given = change.table, change.row
+        key = (table.name, *[given[column] for column in table.beside])
+        row = subject.rows.get(key)
+        if subject.sql or (row is not None and not _fits(row, change)):
+            subject.next()
+            row = None
+        if row is None:
+            row = subject.rows[key] = _Pending(table, {}, (), {}, {})
+            _nth(layers, subject.nth).rows.append(row)
+        _merge(row, change)
     return layers
 
 
@@ -269,7 +297,7 @@ def _merge(row: _Pending, change: Create | Put | Add) -> None:
         case Put():
             row.put |= change.row
         case Add():
-            row.created |= change.key
+            row.created |= change.row
             for column, amount in change.amounts.items():
                 row.added[column] = row.added.get(column, 0) + amount
 

@@ -19,8 +19,16 @@ from forge.errors import DatabaseUnavailable
 SECONDS = 0.9
 """How long a request waits for a connection, and then for its answers."""
 
-# A list has many optional filters: planned for the values at hand, each becomes the index it can use.
-_SETTINGS = "set local statement_timeout = 800; set local plan_cache_mode = force_custom_plan"
+ONCE, EACH_TIME = "auto", "force_custom_plan"
+"""How statements are planned. What has optional filters, or words, is planned for the values at hand, so that
+each becomes the index it can use; for what always goes the same way that would cost as much as the rows."""
+
+# in one exchange
+_BEGIN = """
+begin isolation level repeatable read, read only;
+set local statement_timeout = {:.0f};
+set local plan_cache_mode = {}
+"""
 
 # usage follows another stream, whose sequences have nothing to do with these
 _POSITION = """
@@ -29,7 +37,7 @@ from projection_checkpoint where projection in ('queue', 'inventory', 'stats', '
 """
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class Tables(msgspec.Struct, frozen=True):
     """The tables at one moment; ``seq`` is the last event of the log they tell of."""
 
     connection: Connection
@@ -37,32 +45,39 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def snapshot(pool: Pool, seconds: float = SECONDS) -> AsyncIterator[Snapshot]:
+async def looking(pool: Pool, *, plans: str = EACH_TIME) -> AsyncIterator[Tables]:
     """Look at the tables.
 
     Raises:
         DatabaseUnavailable: Postgres is away, frozen, or took too long.
     """
     try:
-        async with answering(), pool.acquire(timeout=seconds) as connection:
+        async with answering(), pool.acquire(timeout=SECONDS) as connection:
             # A frozen server answers no cancellation either; ending the connection always works.
-            bound = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+            bound = asyncio.get_running_loop().call_later(SECONDS, connection.terminate)
             try:
-                async with connection.transaction(isolation="repeatable_read", readonly=True):
-                    await connection.execute(_SETTINGS)
-                    seq = await connection.fetchval(_POSITION)
-                    yield Snapshot(connection, seq)
+                async with _snapshot(connection, plans):
+                    yield Tables(connection, await connection.fetchval(_POSITION))
             finally:
                 bound.cancel()
     except asyncpg.QueryCanceledError as error:
         raise DatabaseUnavailable("the database took too long; ask for less") from error
 
 
+@asynccontextmanager
+async def _snapshot(connection: Connection, plans: str) -> AsyncIterator[None]:
+    try:
+        await connection.execute(_BEGIN.format(SECONDS * 1000 - 100, plans))
+        yield
+    finally:
+        await connection.execute("rollback")
+
+
 async def position(pool: Pool) -> int:
     """The last event of the log the tables tell of, 0 before the first.
 
     Raises:
-        DatabaseUnavailable: as :func:`snapshot`.
+        DatabaseUnavailable: as :func:`looking`.
     """
-    async with snapshot(pool) as tables:
+    async with looking(pool) as tables:
         return tables.seq

@@ -131,8 +131,11 @@ async def make(connection: Connection, projections: Sequence[Projection]) -> Sha
 
 
 async def _like(connection: Connection, live: str, name: str) -> None:
+    """Unlogged until it is filled: a crash of Postgres ends the replay, and the next one begins anew."""
     source = f"{live}.{name}"
-    await connection.execute(f"create table {SHADOW}.{name} (like {source} including all excluding indexes)")
+    await connection.execute(
+        f"create unlogged table {SHADOW}.{name} (like {source} including all excluding indexes)"
+    )
     if options := await connection.fetchval(_OPTIONS, source):
         await connection.execute(f"alter table {SHADOW}.{name} set ({options})")
     statements = await connection.fetch(_CONSTRAINTS, source, SHADOW, name, [b"p"])
@@ -142,7 +145,9 @@ async def _like(connection: Connection, live: str, name: str) -> None:
 
 
 async def finish(pool: Pool, shadow: Shadow, tell: Callable[[int, int], None]) -> None:
-    """The other indexes, and what the planner wants to know; ``tell`` hears how many of how many are done."""
+    """Make the filled tables safe from a crash, then the other indexes, and what the planner wants to know;
+    ``tell`` hears how many of how many are done."""
+    logged = [f"alter table {SHADOW}.{name} set logged" for name in shadow.names]
     indexes: list[str] = []
     others: list[str] = []  # which want a table for themselves
     async with pool.acquire() as connection:
@@ -151,8 +156,8 @@ async def finish(pool: Pool, shadow: Shadow, tell: Callable[[int, int], None]) -
             indexes += [r[0] for r in await connection.fetch(_INDEXES, source, shadow.live, name, SHADOW)]
             others += [r[0] for r in await connection.fetch(_CONSTRAINTS, source, SHADOW, name, [b"u"])]
     others += [f"analyze {SHADOW}.{name}" for name in shadow.names]
-    done, of = count(1), len(indexes) + len(others)
-    for statements in (indexes, others):
+    done, of = count(1), len(logged) + len(indexes) + len(others)
+    for statements in (logged, indexes, others):
         waiting = iter(sorted(statements, key=lambda sql: "USING gin" not in sql))  # the slow ones first
         await _beside(*(_run_all(pool, waiting, lambda: tell(next(done), of)) for _ in range(_INDEXERS)))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -22,6 +22,11 @@ _concerns: ContextVar[Mapping[str, str]] = ContextVar("forge_concerns", default=
 _SECRET = re.compile(r"://[^/@\s\"\\]+@")
 """Who and with which password, in an address: a server's error may quote the one it was reached at."""
 
+_OF_ONE_TRY = re.compile(r"\bfollow-[0-9a-f]+\b")
+"""Names that are another with each try."""
+
+AGAIN_SECONDS = 60.0
+
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -35,17 +40,38 @@ def correlation(otherwise: str) -> str:
     return _concerns.get().get("correlation", otherwise)
 
 
-def write(role: str) -> logging.Handler:
+def write(role: str, level: str) -> logging.Handler:
     """From now on log as JSON lines on stderr, through the handler that is returned."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
+    handler.addFilter(_Again())
     handler.addFilter(_counted)
-    logging.basicConfig(
-        level=os.environ.get("FORGE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True
-    )
-    for noisy in ("httpx", "httpcore", "apscheduler", "websockets", "urllib3"):
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore", "apscheduler", "websockets", "urllib3", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return handler
+
+
+class _Again(logging.Filter):
+    """A loop that is interrupted tries again every few seconds: the same reason is told once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if not said.startswith("pulling failed") and "is interrupted" not in said:
+            return True
+        named = ("stream", "consumer", "subject", "reason", "error")
+        fields = (record.__dict__.get(name, "") for name in named)
+        what = _OF_ONE_TRY.sub("", f"{record.name} {said} {' '.join(map(str, fields))}")
+        now = time.monotonic()
+        self._told_at = {one: at for one, at in self._told_at.items() if now - at < AGAIN_SECONDS}
+        if what in self._told_at:
+            return False
+        self._told_at[what] = now
+        return True
 
 
 def _counted(record: logging.LogRecord) -> bool:

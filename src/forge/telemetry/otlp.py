@@ -33,9 +33,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_{}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_{}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
-def start(role: str) -> None:
+def start(role: str, level: str = "INFO") -> None:
     """Logs as JSON lines on stderr; traces to OTLP where the environment names a collector."""
-    handler = lines.write(role)
+    handler = lines.write(role, level)
     handler.addFilter(_Seldom())
     if wanted("TRACES"):
         _trace(resource(role))
@@ -43,22 +43,33 @@ def start(role: str) -> None:
 
 def wanted(signal: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a signal (``TRACES``, ``METRICS``) is to be exported, by the variables of OpenTelemetry."""
-
-    def given(names: tuple[str, ...]) -> str:
-        found = (environ.get(name.format(signal), "").strip() for name in names)
-        return next(filter(None, found), "")
-
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or not given(_ENDPOINTS):
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if environ.get(f"OTEL_{signal}_EXPORTER", "").strip() not in ("", "otlp"):
         return False
-    if given(_PROTOCOLS) not in ("", "http/protobuf"):
-        log.error(
-            "nothing is exported: forge speaks OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf (port 4318) only",
-            extra={"asked": given(_PROTOCOLS)},
-        )
-        return False
-    return True
+    wrong = misset(environ, signal)
+    if wrong:
+        log.error("nothing is exported: %s", wrong[0])
+    return not wrong and bool(_given(_ENDPOINTS, signal, environ)[1])
+
+
+def misset(environ: Mapping[str, str], *signals: str) -> list[str]:
+    """What these signals (default: all) cannot be exported with, each as ``NAME=value: why``."""
+    wrong = []
+    for signal in signals or ("TRACES", "METRICS"):
+        name, value = _given(_ENDPOINTS, signal, environ)
+        if value and not value.startswith(("http://", "https://")):
+            wrong.append(f"{name}={value}: not an http:// or https:// address")
+        protocol, spoken = _given(_PROTOCOLS, signal, environ)
+        if value and spoken not in ("", "http/protobuf"):
+            wrong.append(f"{protocol}={spoken}: forge speaks http/protobuf (port 4318) only")
+    return list(dict.fromkeys(wrong))
+
+
+def _given(names: tuple[str, ...], signal: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The variable that counts, and its value, empty where none is set."""
+    found = [(name, environ.get(name, "").strip()) for name in (name.format(signal) for name in names)]
+    return next((one for one in found if one[1]), found[-1])
 
 
 def resource(role: str) -> Resource:

@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
@@ -17,9 +17,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from forge.telemetry import numbers
 
+if TYPE_CHECKING:
+    from forge.events.envelope import Recorded
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Attributes = Mapping[str, str | int]
+
+FRESH_SECONDS = 60.0
+"""Up to which age an event's trace is told what is done with it."""
 
 CLIENT, CONSUMER, PRODUCER, SERVER = SpanKind.CLIENT, SpanKind.CONSUMER, SpanKind.PRODUCER, SpanKind.SERVER
 
@@ -70,7 +76,7 @@ def _span(name: str, parent: str, attributes: Attributes | None, kind: SpanKind)
         try:
             yield current
         except Exception as error:
-            failed(current, getattr(error, "code", type(error).__name__))
+            failed(current, str(getattr(error, "code", type(error).__name__)))
             raise
 
 
@@ -102,9 +108,16 @@ def part(
     return wrap
 
 
-def afterwards(name: str, parent: str, began: float, attributes: Attributes) -> None:
-    """Tell of work that is over by now as a child of ``parent``; ``began`` in Unix seconds."""
-    if _Collected.anywhere and parent:
-        context = _propagator.extract({"traceparent": parent})
-        over = _tracer.start_span(name, context, SpanKind.CONSUMER, attributes, start_time=int(began * 1e9))
-        over.end(time.time_ns())
+def afterwards(
+    name: str, record: Recorded, began: float, attributes: Attributes | None = None, *, kind: SpanKind
+) -> None:
+    """Tell of what was done with an event and is over by now, in its trace; ``began`` in Unix seconds.
+
+    Of old events nothing is told: who reads the log again would flood the collector.
+    """
+    meta = record.meta
+    if not _Collected.anywhere or not meta.traceparent or began - meta.at.timestamp() > FRESH_SECONDS:
+        return
+    context = _propagator.extract({"traceparent": meta.traceparent})
+    fields = {"forge.event": record.event.type, "forge.seq": record.seq, **(attributes or {})}
+    _tracer.start_span(name, context, kind, fields, start_time=int(began * 1e9)).end(time.time_ns())

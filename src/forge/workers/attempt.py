@@ -39,6 +39,7 @@ from forge.domain.jobs import (
     exhausted,
     sent_to,
     stranded,
+    suspect,
 )
 from forge.errors import (
     BackendUnreachable,
@@ -91,6 +92,8 @@ class Studio(msgspec.Struct, frozen=True):
     thumbnails: Thumbnails
     ttl_of: Callable[[str], int]
     capacity: Capacity
+    suspects: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+    """Held by the one attempt of this worker that may be what ends workers."""
 
 
 class Attempt:
@@ -119,6 +122,14 @@ class Attempt:
     async def _flow(self) -> Outcome:
         if not self._current():
             return await self._withdraw()
+        if not suspect(self.loaded.job):
+            return await self._through()
+        # Orders that were lost with one worker come to the next at one moment. Beside the one that ends every
+        # worker the others would be lost each time, and be given up with it; one by one they get through.
+        async with self.studio.suspects:
+            return await self._through()
+
+    async def _through(self) -> Outcome:
         try:
             if await self._reuse():
                 return Outcome.DONE
@@ -248,13 +259,21 @@ class Attempt:
                 pictures.append(self._stored(position, picture, path))
             # the folder goes afterwards: nobody should wait for that
             made, wanted = tuple(map(produced, pictures)), self.loaded.request.regenerates
-            command = Complete(
-                order.attempt, studio.worker, made, datetime.now(UTC), regenerated(wanted, pictures)
-            )
+            now, drew_again = datetime.now(UTC), regenerated(wanted, pictures)
+            followed = self._followed()
+            command = Complete(order.attempt, studio.worker, made, now, drew_again, followed)
             await self._conclude(command, "complete", pictures)
             for stored in pictures:
                 studio.thumbnails.want(stored)
         await self._tidy(comfy)
+
+    def _followed(self) -> bool:
+        """Whether what was asked for has drawn it: in a restart it may be another version of the job type,
+        and then nobody may be lent the picture."""
+        drew, asked = self._workflow().version, self.loaded.request.workflow_version
+        if drew != asked:
+            log.warning("drawn by another version of the job type", extra={"drew": drew, "asked": asked})
+        return drew == asked
 
     @part("forge.comfyui.fetch", kind=CLIENT)
     async def _fetch(self, comfy: Comfy, output: Output, target: Path) -> Path:
@@ -265,6 +284,7 @@ class Attempt:
     @part("forge.job.conclude")
     async def _conclude(self, command: Complete | Reuse, name: str, pictures: Sequence[AssetStored]) -> None:
         await self._act(command, name, before=partial(self.studio.library.entries, pictures))
+        log.info("completed", extra={"backend": self.loaded.job.backend})
 
     def _stored(self, position: int, picture: Picture, path: Path) -> AssetStored:
         request, now = self.loaded.request, datetime.now(UTC)

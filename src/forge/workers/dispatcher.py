@@ -20,13 +20,14 @@ from nats.aio.msg import Msg
 
 from forge import chronicle
 from forge.broker import BrokerRefused, exchange, request
-from forge.domain.dispatch import Choice, Line
+from forge.domain.dispatch import Choice, Line, LineState
 from forge.domain.jobs import Job, Status
 from forge.domain.results import Results
 from forge.errors import LogUnavailable
 from forge.events.envelope import Recorded
 from forge.events.jobs import Admission
 from forge.eventstore import EventStore
+from forge.snapshots import Snapshots
 from forge.telemetry import PRODUCER, span, traceparent
 from forge.topology import ALL_ADMISSIONS, ALL_JOB_FACTS, DISPATCH, ORDER_DONE
 from forge.topology import order as order_subject
@@ -74,11 +75,19 @@ def _job_of(subject: str) -> UUID | None:
         return None
 
 
+class DispatcherState(msgspec.Struct, frozen=True):
+    """All that a dispatcher knows at one event of the log."""
+
+    line: LineState
+    results: dict[str, int]
+    traces: dict[UUID, str]
+
+
 class Dispatcher:
     """One role of a worker process; several may run, and give no job twice."""
 
-    def __init__(self, store: EventStore) -> None:
-        self.store, self.nc = store, store.nc
+    def __init__(self, store: EventStore, snapshots: Snapshots[DispatcherState] | None = None) -> None:
+        self.store, self.nc, self.snapshots = store, store.nc, snapshots
         self.line = Line()
         self.results = Results()
         self.places = 0
@@ -103,7 +112,8 @@ class Dispatcher:
                 await subscription.unsubscribe()
 
     async def _follow(self, caught_up: asyncio.Event) -> None:
-        async with aclosing(chronicle.records(self.store, 1, (ALL_ADMISSIONS, ALL_JOB_FACTS))) as batches:
+        start, followed = await self._recall(), (ALL_ADMISSIONS, ALL_JOB_FACTS)
+        async with aclosing(chronicle.records(self.store, start, followed)) as batches:
             async for batch in batches:
                 for record in batch.records:
                     self.line.apply(record)
@@ -113,6 +123,23 @@ class Dispatcher:
                 self._news.set()
                 if batch.caught_up:
                     caught_up.set()
+                if batch.records and caught_up.is_set():
+                    self._take_snapshot(batch.records[-1])
+
+    async def _recall(self) -> int:
+        """Begin with the newest snapshot; the first event to read."""
+        found = None if self.snapshots is None else await self.snapshots.newest()
+        if found is None:
+            return 1
+        self.line.restore(found.state.line)
+        self.results.restore(found.state.results)
+        self._traces = found.state.traces
+        return found.seq + 1
+
+    def _take_snapshot(self, last: Recorded) -> None:
+        if self.snapshots is not None and self.snapshots.due(last.seq):
+            state = DispatcherState(self.line.state(), self.results.state(), self._traces)
+            self.snapshots.take(last.seq, str(last.meta.id), state)
 
     def _follow_trace(self, record: Recorded) -> None:
         job_id: UUID = getattr(record.event, "job_id")  # noqa: B009  (every event it follows has one)

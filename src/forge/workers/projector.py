@@ -23,6 +23,7 @@ from forge.database import Connection, Pool, answering
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable, ReplayRefused, TablesMissing
 from forge.events.envelope import Recorded
 from forge.eventstore import EventStore
+from forge.projections import shadow
 from forge.projections.inventory import inventory
 from forge.projections.projection import Projection, advance
 from forge.projections.queue import queue
@@ -30,7 +31,7 @@ from forge.projections.stats import stats
 from forge.projections.uploads import uploads
 from forge.projections.usage import usage
 from forge.replaying import LONG, due, rebuild
-from forge.telemetry import afterwards, collecting
+from forge.telemetry import CONSUMER, afterwards, collecting
 from forge.topology import ALL_EVENTS, ALL_METRICS, CHECKPOINT, EVENTS, METRICS
 from forge.workers import numbers
 
@@ -40,9 +41,6 @@ PROJECTIONS = (queue, inventory, stats, uploads, usage)
 PACE_SECONDS = 0.02
 """From one transaction to the next at least: an event that follows a quiet moment is taken in at once, a busy
 log in batches. A transaction costs as much as ten events."""
-
-_FRESH_SECONDS = 60.0
-"""An older event is read again, or late: whoever looks at its trace does not ask when."""
 
 LOOK_SECONDS = 2.0
 """How often a projector looks whether what it wrote is still there."""
@@ -70,13 +68,14 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
         try:
             async with database.held(pool) as connection:
                 await _look_at(EventStore(nc, stream), connection)
+                await _not_newer(connection, projections)
                 again = await due(connection, projections, await EventStore(nc, stream).head())
                 present = [p for p in projections if p not in again]
                 positions = {p.name: await p.position(connection) for p in present}
                 pause = 0.1
                 before = await closed.find(nc, pool) if stream == EVENTS else None
                 store = EventStore(nc, stream, before)
-                work = [_advance(store, connection, present, positions)] if present else []
+                work = [_advance(store, connection, present, positions, tell=not again)] if present else []
                 work.append(_rebuilt(nc, pool, again) if again else _emptied(pool, positions))
                 await _first_of(*work)
         except (DatabaseUnavailable, LogUnavailable, Conflict) as error:
@@ -87,6 +86,18 @@ async def _project(nc: Client, pool: Pool, stream: str, projections: Sequence[Pr
             if isinstance(error, TablesMissing):
                 with suppress(DatabaseUnavailable):
                     await database.remake(pool)
+
+
+async def _not_newer(connection: Connection, projections: Sequence[Projection]) -> None:
+    """All tables of a stream move together, so whoever knows all of them as they are has to move them.
+
+    Raises:
+        Conflict: a newer forge has made some of them its own.
+    """
+    there = await shadow.positions(connection, await shadow.home(connection))
+    newer = [p.name for p in projections if p.name in there and there[p.name].version > p.version]
+    if newer:
+        raise Conflict(f"a newer forge looks after the tables of {', '.join(newer)}: upgrade this one")
 
 
 async def _rebuilt(nc: Client, pool: Pool, projections: Sequence[Projection]) -> None:
@@ -160,8 +171,14 @@ async def _look_for_new_samples(samples: EventStore, connection: Connection) -> 
 
 
 async def _advance(
-    store: EventStore, connection: Connection, projections: Sequence[Projection], positions: dict[str, int]
+    store: EventStore,
+    connection: Connection,
+    projections: Sequence[Projection],
+    positions: dict[str, int],
+    *,
+    tell: bool,
 ) -> None:
+    """Follow the stream for ever; ``tell`` readers how far its tables are, where these are all of them."""
     nc, stream = store.nc, store.stream
     start, now = min(positions.values()) + 1, asyncio.get_running_loop().time
     async with aclosing(chronicle.records(store, start, (_FILTERS[stream],))) as batches:
@@ -172,19 +189,14 @@ async def _advance(
                 numbers.projected(stream, batch.records, since, time.time())
                 if collecting():
                     _tell(batch.records, since)
-                await nc.publish(
-                    CHECKPOINT, msgspec.json.encode({"stream": stream, "seq": batch.records[-1].seq})
-                )
+                if tell:
+                    reached = {"stream": stream, "seq": batch.records[-1].seq}
+                    await nc.publish(CHECKPOINT, msgspec.json.encode(reached))
                 await asyncio.sleep(max(0.0, PACE_SECONDS - (now() - began)))
 
 
 def _tell(records: Sequence[Recorded], began: float) -> None:
     """That the tables have these events, in the trace of each."""
+    batch = {"forge.batch": len(records)}
     for record in records:
-        if began - record.meta.at.timestamp() < _FRESH_SECONDS:
-            afterwards(
-                "forge.project",
-                record.meta.traceparent,
-                began,
-                {"forge.event": record.event.type, "forge.seq": record.seq, "forge.batch": len(records)},
-            )
+        afterwards("forge.project", record, began, batch, kind=CONSUMER)

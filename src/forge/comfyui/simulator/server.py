@@ -27,6 +27,7 @@ from forge.comfyui.simulator.queue import PromptQueue
 from forge.comfyui.simulator.record import Record
 from forge.comfyui.simulator.sockets import Sockets
 from forge.comfyui.simulator.worker import Worker
+from forge.errors import ServerFailed
 
 _quiet = logging.getLogger("forge.comfyui.simulator")
 _quiet.addHandler(logging.NullHandler())
@@ -115,9 +116,17 @@ class Simulator:
 
     async def go_down(self, seconds: float) -> None:
         """Refuse connections for a while, then come back as after a restart."""
+        await self.leave()
+        await asyncio.sleep(seconds)
+        await self.come_back()
+
+    async def leave(self) -> None:
+        """Refuse connections until :meth:`come_back`."""
         await self._hang_up()
         await self.forget()
-        await asyncio.sleep(seconds)
+
+    async def come_back(self) -> None:
+        """Answer again, as after a restart."""
         await self._start_site()
 
     def drop_sockets(self) -> None:
@@ -172,7 +181,11 @@ class Simulator:
 
     async def _start_site(self) -> None:
         self._site = web.TCPSite(self._runner, self.options.host, self._port, reuse_address=True)
-        await self._site.start()
+        try:
+            await self._site.start()
+        except OSError as error:
+            where = f"{self.options.host}:{self._port}"
+            raise ServerFailed(f"the simulator cannot listen on {where}: {error}") from error
         self._port = self._runner.addresses[0][1]
 
     @web.middleware
