@@ -10,6 +10,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as searching
 from nats.aio.client import Client
 
 from forge import database, topology
@@ -18,8 +20,13 @@ from forge.database import Pool
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
 from forge.eventstore import EventStore
 from forge.settings import Settings
+from waiting import wait_until
 
 TEMPLATE = "forge_template"
+
+# How long an example takes says more about what else the machine does than about forge.
+searching.register_profile("forge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+searching.load_profile("forge")
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +64,9 @@ _numbers = itertools.count(1)
 async def database_dsn(postgres_server: EmbeddedPostgres, migrated_template: str) -> AsyncIterator[str]:
     """A fresh, migrated database of the test's own."""
     name = f"test_{next(_numbers)}"
-    await _execute(postgres_server, f"create database {name} template {migrated_template}")
+    await _once_left(postgres_server, f"create database {name} template {migrated_template}")
     yield postgres_server.dsn(name)
-    await _execute(postgres_server, f"drop database {name} with (force)")
+    await _once_left(postgres_server, f"drop database {name} with (force)")
 
 
 @pytest.fixture
@@ -68,16 +75,30 @@ async def empty_database_dsn(postgres_server: EmbeddedPostgres) -> AsyncIterator
     name = f"test_{next(_numbers)}"
     await _execute(postgres_server, f"create database {name}")
     yield postgres_server.dsn(name)
-    await _execute(postgres_server, f"drop database {name} with (force)")
+    await _once_left(postgres_server, f"drop database {name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def nats_directory(open_directory: Path) -> Iterator[Path]:
+    """Where the tests' logs lie: in memory if there is room. forge's nats-server waits for the disk at every
+    event, and a disk that others use, too, may take a second."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and shutil.disk_usage(memory).free > 2 * 1024**3):
+        yield open_directory
+        return
+    path = Path(tempfile.mkdtemp(prefix="forge-test-", dir=memory))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
-def nats_server(open_directory: Path) -> Iterator[EmbeddedNats]:
+def nats_server(nats_directory: Path) -> Iterator[EmbeddedNats]:
     """A nats-server of the test's own, empty, really configured; `kill()` and `start()` it at will.
 
     Who says no name there may do everything.
     """
-    state = open_directory / f"nats-{next(_numbers)}"
+    state = nats_directory / f"nats-{next(_numbers)}"
     server = EmbeddedNats(state, anybody=True)
     server.start()
     yield server
@@ -120,6 +141,19 @@ async def _execute(server: EmbeddedPostgres, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+async def _once_left(server: EmbeddedPostgres, statement: str) -> None:
+    """What nobody else may be connected for: a session that was ended may take its time to go."""
+
+    async def done() -> bool:
+        try:
+            await _execute(server, statement)
+        except asyncpg.ObjectInUseError:
+            return False
+        return True
+
+    await wait_until(done, 60, statement)
 
 
 @pytest.fixture

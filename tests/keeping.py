@@ -118,7 +118,7 @@ class House:
             async with self.pool.acquire() as connection:
                 return await checkpoint(connection) >= head
 
-        await wait_until(there, what=f"the tables reach {head}")
+        await wait_until(there, 60, f"the tables reach {head}")
 
     async def rows(self) -> set[str]:
         await self.projected()
@@ -134,7 +134,11 @@ class House:
 
     async def agree(self) -> None:
         """I-FILE: files = rows, and each file is what its name says."""
-        assert self.files() == await self.rows()
+
+        async def same() -> bool:
+            return self.files() == await self.rows()
+
+        await wait_until(same, what="files are what rows tell of")
         for content_hash in self.files():
             assert hashlib.sha256(self.path(content_hash).read_bytes()).hexdigest() == content_hash
         assert list((self.store.root / "tmp").iterdir()) == []
@@ -147,7 +151,7 @@ class House:
         try:
             yield role
             stop.set()
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, 60)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -163,7 +167,7 @@ class House:
         async def done() -> bool:
             return await self.unhandled() == 0
 
-        await wait_until(done, 30, "the cleanup consumer has nothing left")
+        await wait_until(done, 60, "the cleanup consumer has nothing left")
 
 
 @asynccontextmanager

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 import pytest
 from nats.aio.client import Client
+from rich.console import Console
 
 from forge.cli import cli
-from forge.cli.lists import columns
+from forge.cli.lists import columns, printed
 from forge.domain.keys import has_form
 from forge.domain.retention import BRAKE_FREE
 from forge.embedded import DirectoryLock, EmbeddedNats
@@ -27,6 +33,8 @@ from forge.eventstore import EventStore
 from forge.keys import Keys
 from forge.settings import Settings, describe
 from keeping import House, ago, house
+
+past = importlib.import_module("forge.cli.at")  # in the package its command has the name
 
 RECORD = DevRecord(
     pid=1,
@@ -44,7 +52,7 @@ def forge(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         env=environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 
@@ -103,12 +111,65 @@ def test_settings_hides_secrets(tmp_path: Path) -> None:
     assert "FORGE_API_KEYS=(hidden)" in told.stdout
 
 
-def test_a_bad_setting_is_one_line_and_status_2() -> None:
-    told = forge("settings", FORGE_PORT="nowhere")
+def test_settings_are_told_to_machines_too(tmp_path: Path) -> None:
+    told = forge("settings", "--json", "--data-dir", str(tmp_path), FORGE_API_KEYS="operator:me:hunter2")
+    rows = {row["variable"]: row for row in map(json.loads, told.stdout.splitlines())}
+    assert rows.keys() == {about.variable for about in describe().values()}
+    assert rows["FORGE_API_KEYS"]["value"] == "(hidden)"
+    assert rows["FORGE_SCAN_SECONDS"] == {
+        "variable": "FORGE_SCAN_SECONDS",
+        "value": "60.0",
+        "unit": "s",
+        "default": True,
+        "meaning": "how often the scheduler samples and scans",
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("FORGE_PORT", "nowhere"), ("FORGE_LOG_LEVEL", "chatty")])
+def test_a_bad_setting_is_one_line_and_status_2(name: str, value: str) -> None:
+    told = forge("api", **{name: value})
     assert told.returncode == 2
     assert told.stdout == ""
     assert told.stderr.count("\n") == 1
-    assert told.stderr.startswith("forge: FORGE_PORT='nowhere'")
+    assert told.stderr.startswith(f"forge: {name}={value!r}")
+
+
+def test_no_room_for_what_is_printed_is_one_line_and_status_2() -> None:
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "forge", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert "No space left" in told.stderr
+
+
+def test_a_list_that_nobody_reads_on_lets_go_what_it_reads_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = False
+
+    async def rows() -> AsyncGenerator[str]:
+        nonlocal ended
+        try:
+            yield "one"
+        finally:
+            await asyncio.sleep(0)  # as a connection that is given back
+            ended = True
+
+    def gone(_: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(click, "echo", gone)
+
+    async def run() -> None:
+        with pytest.raises(BrokenPipeError):
+            await printed(rows(), str)
+        assert ended
+
+    asyncio.run(run())
 
 
 def test_an_unknown_role_is_refused_with_the_known_ones() -> None:
@@ -127,6 +188,29 @@ def test_a_data_dir_from_the_environment_fills_only_what_is_not_set(dev_director
     told = forge("settings", FORGE_DATA_DIR=str(dev_directory), FORGE_NATS_URL="nats://elsewhere:4222").stdout
     assert "FORGE_NATS_URL=nats://elsewhere:4222\n" in told
     assert f"FORGE_COMFYUI_URLS={RECORD.comfyui_urls[0]}\n" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["replay", "all", "--replace"],
+        ["at", "2026-01-01T00:00:00Z", "queue"],
+        ["whatif", "--rate-per-hour", "40"],
+        ["jobs"],
+        ["assets"],
+        ["keys", "list"],
+        ["cleanup"],
+        ["subscribers", "list"],
+        ["top"],
+    ],
+    ids=" ".join,
+)
+def test_a_data_dir_where_nothing_runs_does_not_mean_other_servers(tmp_path: Path, words: list[str]) -> None:
+    told = forge(*words, "--data-dir", str(tmp_path))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert f"no `forge dev` runs on {tmp_path}. Start it, or say with FORGE_NATS_URL" in " ".join(
+        told.stderr.split()
+    )
 
 
 def test_the_record_of_a_dev_that_was_killed_does_not_count(tmp_path: Path) -> None:
@@ -148,7 +232,28 @@ def test_the_simulator_says_where_it_is_and_stops_when_told(tmp_path: Path) -> N
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ComfyUI simulator ready at http://127.0.0.1:")
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
+
+
+def test_a_simulator_whose_port_is_taken_says_so_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        told = forge("sim", "--port", str(squatter.getsockname()[1]))
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert "already in use" in told.stderr
+
+
+def test_tables_of_the_past_keep_ids_whole_and_cut_nothing_that_is_read_by_a_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job, user = uuid4(), "somebody-with-a-long-name@game.example"
+    columns = ("place", "id", "status", "user", "type", "priority", "attempts", "since")
+    row = (1, job, "pending", user, "character_portrait", 5, 0, datetime(2026, 5, 1, tzinfo=UTC))
+    table = past._table("1 pending", columns, [row])
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(table)
+    assert str(job) in narrow.file.getvalue()  # type: ignore[attr-defined] - it is the one above
+    past._printed(table)
+    assert {str(job), user, "character_portrait"} <= set(capsys.readouterr().out.split())
 
 
 def test_a_real_bash_completes_commands_options_and_choices() -> None:
@@ -169,7 +274,7 @@ def test_a_real_bash_completes_commands_options_and_choices() -> None:
         env=os.environ | {"PATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert told.stdout.splitlines() == ["doctor", "--status", "failed"], told.stderr
 

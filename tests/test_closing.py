@@ -12,8 +12,9 @@ import asyncpg
 import msgspec
 import pytest
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
 
-from factories import cancelled, job_id, meta, ready, started, submitted
+from factories import cancelled, expired, job_id, meta, ready, started, submitted
 from folding import fold
 from forge import archive, chronicle, closed, closing, database, guard, logbook, restoring, topology
 from forge.broker import BrokerRefused, request
@@ -28,6 +29,7 @@ from forge.errors import (
     FileUnfit,
     LogDamaged,
     LogUnavailable,
+    RestoreRefused,
 )
 from forge.events.envelope import Recorded
 from forge.eventstore import Draft, EventStore
@@ -74,7 +76,7 @@ async def taken_in(events: EventStore, pool: Pool) -> None:
         await copied(events, connection)
         records = await everything(events)
         await fold(connection, records, [len(records)])
-    await wait_until(lambda: announced(events), 20, "everything is announced")
+    await wait_until(lambda: announced(events), what="everything is announced")
 
 
 async def announced(events: EventStore) -> bool:
@@ -260,6 +262,42 @@ async def test_tables_that_are_behind_keep_it_open(
         await looked(nats_client, pool)
 
 
+async def test_a_file_that_waits_for_its_clean_up_keeps_it_open(
+    nats_client: Client, events: EventStore, pool: Pool
+) -> None:
+    await write(events, 3)
+    gone = expired(job_id(3), content_hash=f"{3:064}")
+    await events.append([Draft(gone, meta("gone"), subject(gone))])
+    await write_more(events)
+    await taken_in(events, pool)
+    with pytest.raises(ClosingRefused, match="the clean-up of files is at event 0"):
+        await looked(nats_client, pool, 2)
+
+
+async def test_what_is_not_announced_keeps_it_open(
+    nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded]
+) -> None:
+    await restoring._announce(nats_client, False)
+    await write_more(events)
+    await write_more(events)
+    async with pool.acquire() as connection:
+        await copied(events, connection)
+        await fold(connection, (await everything(events))[COUNT:])
+    with pytest.raises(ClosingRefused, match=f"announcing in FORGE_ASSETS_READY is at event {COUNT}"):
+        await looked(nats_client, pool, COUNT + 1)
+    await looked(nats_client, pool, COUNT)
+
+
+async def test_it_is_closed_before_a_moment(
+    nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded]
+) -> None:
+    async with pool.acquire() as connection:
+        arrived = await connection.fetchval("select arrived from forge_log.entry where seq = 8")
+    for moment, through in ((arrived, 7), (arrived + timedelta(hours=1), COUNT - 1)):
+        plan = await closing.look(nats_client, pool, MINE, Wanted(before=moment), lambda done, of: None)
+        assert (plan.first, plan.through, plan.last) == (1, through, COUNT)
+
+
 async def test_nobody_closes_while_forge_runs(
     nats_client: Client, pool: Pool, before: list[Recorded]
 ) -> None:
@@ -276,6 +314,27 @@ async def test_a_copy_that_was_changed_keeps_it_open(
     with pytest.raises((ArchiveDamaged, LogDamaged)):
         await looked(nats_client, pool)
     assert (await guard.extent(events)).first == 1
+
+
+async def test_tables_of_another_log_keep_it_open(
+    nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded]
+) -> None:
+    await changed(
+        pool, f"update projection_checkpoint set event_id = '{new_id()}' where projection = 'queue'"
+    )
+    with pytest.raises(LogDamaged, match="another log"):
+        await looked(nats_client, pool)
+
+
+async def test_what_closed_events_are_about_is_written_down(
+    nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded]
+) -> None:
+    await close(nats_client, pool)
+    async with pool.acquire() as connection:
+        known = await closed.known_through(connection, THROUGH)
+        assert dict(await connection.fetch("select through, known from forge_log.closed")) == {
+            THROUGH: known.bits
+        }
 
 
 async def test_a_copy_that_is_changed_afterwards_is_found(
@@ -311,7 +370,7 @@ async def test_a_log_that_was_trimmed_further_is_refused(
             await guard.check(store, connection)
 
 
-async def test_nothing_is_written_while_it_is_shut(
+async def test_what_was_written_meanwhile_stays(
     nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded]
 ) -> None:
     plan = await looked(nats_client, pool)
@@ -319,6 +378,30 @@ async def test_nothing_is_written_while_it_is_shut(
     with pytest.raises(ClosingRefused, match="written meanwhile"):
         await closing.close(nats_client, pool, plan)
     assert (await guard.extent(events)).first == 1
+    await write_more(events)
+
+
+async def test_nothing_is_written_while_it_is_shut(
+    nats_client: Client,
+    events: EventStore,
+    pool: Pool,
+    before: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, real, refused = await looked(nats_client, pool), closing._update, 0
+
+    async def writing(nc: Client, config: dict[str, Any]) -> None:
+        nonlocal refused
+        await real(nc, config)
+        if refused < 2:  # shut, and trimmed
+            with pytest.raises(NoRespondersError):
+                await nc.request(admissions("mallory"), b"{}", timeout=30)
+            refused += 1
+
+    monkeypatch.setattr(closing, "_update", writing)
+    await closing.close(nats_client, pool, plan)
+    there = await guard.extent(events)
+    assert (refused, there.first, there.last) == (2, THROUGH + 1, COUNT)
     await write_more(events)
 
 
@@ -338,6 +421,24 @@ async def test_a_closed_log_that_is_damaged_is_restored_from_its_first_event(
     assert [(r.seq, r.meta.id) for r in await everything(events)] == [(r.seq, r.meta.id) for r in before]
 
 
+async def test_the_book_is_opened_again_by_word(
+    nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded]
+) -> None:
+    await close(nats_client, pool)
+    async with pool.acquire() as connection:
+        with pytest.raises(RestoreRefused, match=f"of which {THROUGH} are closed; --reopen"):
+            await restoring.restore(nats_client, connection, MINE)
+        done = await restoring.restore(nats_client, connection, MINE, reopen=True)
+        assert (done.events, done.written, done.announced) == (COUNT, COUNT, True)
+        there = await guard.extent(events)
+        assert (there.first, there.closed.through) == (1, 0)
+        await guard.check(events, connection)
+        with pytest.raises(RestoreRefused, match="the log is whole: 30 events, of which the copy has 30"):
+            await restoring.restore(nats_client, connection, MINE, reopen=True)
+    found = [(r.seq, r.meta.id) for r in await everything(events)]
+    assert found == [(r.seq, r.meta.id) for r in before]
+
+
 async def test_the_copy_of_a_closed_log_is_taken_in_where_postgres_is_new(
     nats_client: Client, events: EventStore, pool: Pool, before: list[Recorded], tmp_path: Path
 ) -> None:
@@ -348,7 +449,7 @@ async def test_the_copy_of_a_closed_log_is_taken_in_where_postgres_is_new(
             await logbook.export(store, None, tmp_path / "other")
     await changed(pool, "truncate forge_log.entry, forge_log.closed")
     async with pool.acquire() as connection:
-        with suppress(restoring.RestoreRefused):  # the log is whole again as soon as the copy is
+        with suppress(RestoreRefused):  # the log is whole again as soon as the copy is
             await restoring.restore(nats_client, connection, MINE, tmp_path / "log")
         await guard.check(store, connection)
     store = EventStore(nats_client, before=await closed.find(nats_client, pool))

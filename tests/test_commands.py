@@ -18,7 +18,7 @@ from factories import HASH, after, meta, produced, request, stored
 from forge import topology
 from forge.admissions import Admissions, fingerprint
 from forge.broker import connect
-from forge.commands import Jobs, Loaded
+from forge.commands import SUBMIT_SECONDS, Jobs, Loaded
 from forge.domain.dispatch import Line
 from forge.domain.ids import keyed_job_id
 from forge.domain.jobs import Cancel, Complete, FailAttempt, Start, Status
@@ -41,9 +41,18 @@ from forge.eventstore import Draft, EventStore
 from forge.follower import follow
 from forge.library import Library, Shelf
 from forge.store import Store
+from processes import freeze
 from waiting import wait_until
 
 Process = Callable[..., Awaitable[Admissions]]
+
+PATIENCE = "forge.admissions.SUBMIT_SECONDS"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine too busy for an answer within a second is not what these tests are about."""
+    monkeypatch.setattr(PATIENCE, 30.0)
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ async def process(nats_server: EmbeddedNats, nats_client: Client) -> AsyncIterat
             )
             listening = asyncio.create_task(_listen(nc, admissions))
             stack.push_async_callback(_ended, listening)
-            await asyncio.wait_for(admissions.caught_up.wait(), 5)
+            await asyncio.wait_for(admissions.caught_up.wait(), 30)
             if not hearing:
                 await _ended(listening)
             return admissions
@@ -288,22 +297,26 @@ async def test_a_batch_whose_answer_was_lost_is_not_admitted_again(
     assert (await everything(events)).count("job.submitted") == 4
 
 
-async def test_a_process_that_hears_nothing_says_so_in_time(process: Process) -> None:
+async def test_a_process_that_hears_nothing_says_so_in_time(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deaf, other = await process(hearing=False), await process()
     await submit(other)
-    async with asyncio.timeout(2):
+    monkeypatch.setattr(PATIENCE, SUBMIT_SECONDS)
+    async with asyncio.timeout(10):
         with pytest.raises(LogUnavailable, match="does not hear from its log"):
             await submit(deaf)
 
 
 async def test_a_frozen_log_is_told_to_everybody_in_about_a_second(
-    process: Process, nats_server: EmbeddedNats, events: EventStore
+    process: Process, nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admissions = await process()
     await submit(admissions)
     assert nats_server.process is not None
-    nats_server.process.send(signal.SIGSTOP)
+    await freeze(nats_server.process.pid)
     try:
+        monkeypatch.setattr(PATIENCE, SUBMIT_SECONDS)
         began = time.monotonic()
         asked = [submit(admissions, user) for user in ("mei", "lin") for _ in range(20)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -311,7 +324,8 @@ async def test_a_frozen_log_is_told_to_everybody_in_about_a_second(
     finally:
         nats_server.process.send(signal.SIGCONT)
     assert {type(answer) for answer in answers} == {LogUnavailable}
-    assert took < 2.5, "the last one waited for all before it"
+    assert took < 8 < 20 * SUBMIT_SECONDS, "the last one waited for all before it"
+    monkeypatch.setattr(PATIENCE, 30.0)
     assert (await submit(admissions)).job.status is Status.PENDING
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
@@ -14,14 +15,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from forge import dev
 from forge.demo import faults_of
 from forge.embedded import EmbeddedNats
 from forge.embedded.record import DevRecord, running
+from forge.errors import ServerFailed
 from processes import alive
 from waiting import wait_until
 
 READY = "forge ready at "
+PATIENCE = 200
+"""Seconds for a command that starts half a dozen processes and draws pictures."""
 
 
 class Forge:
@@ -34,7 +41,7 @@ class Forge:
     async def ready(self) -> str:
         """Its URL, from the first line it prints."""
         assert self.process.stdout is not None
-        line = (await asyncio.wait_for(self.process.stdout.readline(), 60)).decode()
+        line = (await asyncio.wait_for(self.process.stdout.readline(), PATIENCE)).decode()
         if not line.startswith(READY):
             raise AssertionError((line, await self.ended()))
         self.url = line.removeprefix(READY).strip()
@@ -42,7 +49,7 @@ class Forge:
 
     async def ended(self) -> tuple[int, str, str]:
         """Exit status, the rest of stdout, stderr."""
-        out, err = await asyncio.wait_for(self.process.communicate(), 60)
+        out, err = await asyncio.wait_for(self.process.communicate(), PATIENCE)
         assert self.process.returncode is not None
         return self.process.returncode, out.decode(), err.decode()
 
@@ -99,6 +106,16 @@ def record_of(data_dir: Path) -> DevRecord:
     return record
 
 
+async def serves(client: httpx.AsyncClient, path: str) -> None:
+    async def answered() -> bool:
+        try:
+            return (await client.get(path)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    await wait_until(answered, 100, f"{path} answers")
+
+
 def remaining(pids: dict[str, int]) -> set[str]:
     return {name for name, pid in pids.items() if alive(pid)}
 
@@ -109,8 +126,8 @@ async def test_dev_says_one_line_serves_and_leaves_nothing_behind(run: Run, data
     children = record_of(data_dir).children
     assert set(children) == {"nats", "sim", "postgres", "api", "worker"}
     async with httpx.AsyncClient(base_url=url) as client:
-        assert (await client.get("/readyz")).status_code == 200
-        assert (await client.get("/api/v1/comfyui/stats")).status_code == 200
+        await serves(client, "/readyz")
+        await serves(client, "/api/v1/comfyui/stats")
     assert await forge.stop() == (0, "", "")
     assert remaining(children) == set()
     assert running(data_dir) is None
@@ -132,8 +149,13 @@ async def test_a_start_after_kill_9_takes_over_port_and_data(run: Run, data_dir:
     port = url.rpartition(":")[2]
     children = record_of(data_dir).children
     async with httpx.AsyncClient(base_url=f"{url}/api/v1/comfyui", timeout=30) as client:
-        made = await client.post("/jobs", json={"job_type": "ui_icon", "params": {}})
-        job = made.raise_for_status().json()
+
+        async def accepted() -> dict[str, str] | None:
+            asked = {"job_type": "ui_icon", "params": {}}
+            made = await client.post("/jobs", json=asked, headers={"Idempotency-Key": "one"})
+            return made.json() if made.is_success else None
+
+        job = await wait_until(accepted, 60, "a job is accepted")
     forge.process.kill()
     await forge.process.wait()
     again = await run("dev", data_dir, "--port", port)
@@ -144,7 +166,7 @@ async def test_a_start_after_kill_9_takes_over_port_and_data(run: Run, data_dir:
         async def completed() -> bool:
             return bool((await client.get(f"/jobs/{job['id']}")).json()["status"] == "completed")
 
-        await wait_until(completed, timeout=60, what="the job of the killed run is completed")
+        await wait_until(completed, timeout=100, what="the job of the killed run is completed")
 
 
 async def test_a_killed_child_is_started_again_and_named_on_stderr(run: Run, data_dir: Path) -> None:
@@ -158,16 +180,9 @@ async def test_a_killed_child_is_started_again_and_named_on_stderr(run: Run, dat
         now = record_of(data_dir).children
         return all(now[name] != first[name] for name in ("api", "nats", "postgres"))
 
-    await wait_until(all_replaced, timeout=30, what="new processes")
+    await wait_until(all_replaced, timeout=100, what="new processes")
     async with httpx.AsyncClient(base_url=url, timeout=5) as client:
-
-        async def ready() -> bool:
-            try:
-                return (await client.get("/readyz")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await wait_until(ready, timeout=60, what="ready again")
+        await serves(client, "/readyz")
     status, _, err = await forge.stop()
     assert status == 0
     for name in ("api", "nats", "postgres"):
@@ -219,6 +234,17 @@ async def test_a_taken_port_is_refused_before_anything_starts(run: Run, data_dir
     assert not (data_dir / "nats").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be kept so")
+def test_a_port_is_kept_for_who_asks_for_it_by_number() -> None:
+    with dev.kept_port("127.0.0.1", 0) as port:
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+        for _ in range(2):  # a child, and the one that is started when it died
+            socket.create_server(("127.0.0.1", port)).close()
+        with socket.create_server(("127.0.0.1", port)), pytest.raises(ServerFailed, match="choose another"):
+            dev.free_port("127.0.0.1", port)
+
+
 async def test_a_job_type_that_cannot_be_used_ends_the_start_with_its_reason(
     run: Run, data_dir: Path
 ) -> None:
@@ -232,9 +258,13 @@ async def test_a_job_type_that_cannot_be_used_ends_the_start_with_its_reason(
 
 
 async def test_a_signal_while_it_starts_stops_it_cleanly(run: Run, data_dir: Path) -> None:
-    forge = await run("dev", data_dir)
-    await wait_until((data_dir / "dev.json").exists, timeout=30, what="the servers run")
-    children = record_of(data_dir).children
+    forge = await run("dev", data_dir, FORGE_DISK_RESERVE_BYTES=str(1 << 60))  # so it is never ready
+
+    def launched() -> dict[str, int] | None:
+        record = running(data_dir)
+        return record.children if record and len(record.children) == 5 else None
+
+    children = await wait_until(launched, timeout=100, what="everything was launched")
     status, out, _ = await forge.stop()
     assert (status, out) == (0, "")
     assert remaining(children) == set()
@@ -249,7 +279,7 @@ async def test_the_demo_checks_every_picture_and_a_second_one_finds_the_first(
     for kind in ("character_portrait", "npc_bust", "fate_card", "ui_icon"):
         assert kind in out
 
-    forge = await run("dev", data_dir)
+    forge = await run("dev", data_dir, FORGE_SCAN_SECONDS="86400")  # what is damaged below stays
     url = await forge.ready()
     status, out, err = await (await run("demo", data_dir, "--once")).ended()
     assert (status, err) == (0, ""), out
@@ -257,10 +287,36 @@ async def test_the_demo_checks_every_picture_and_a_second_one_finds_the_first(
     assert "12 assets of earlier runs are still here" in out
     assert "12 assets of 12 jobs, 0 with faults; 24 in all" in out
 
-    async with httpx.AsyncClient(base_url=f"{url}/api/v1/comfyui") as client:
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1/comfyui", timeout=30) as client:
+        await serves(client, "/assets")
         record = (await client.get("/assets")).json()["items"][0]
         assert await faults_of(client, record) == []
         (file,) = (data_dir / "assets").rglob(f"*{record['content_hash']}*.png")
         file.chmod(0o600)
         file.write_bytes(file.read_bytes()[:-1] + b"?")
         assert len(await faults_of(client, record)) == 1
+
+
+async def test_the_demo_comes_again_when_forge_is_busy_but_not_when_it_is_for_long() -> None:
+    asked: list[str] = []
+    wait = "0"
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if asked.count(request.path) == 1:
+            return web.Response(status=503, headers={"Retry-After": wait})
+        return web.Response(body=b"RIFF....WEBP")
+
+    app = web.Application()
+    app.router.add_get("/assets/{id}/{what}", answer)
+    async with TestServer(app) as server, httpx.AsyncClient(base_url=str(server.make_url(""))) as client:
+        digest = hashlib.sha256(b"RIFF....WEBP").hexdigest()
+        assert await faults_of(client, {"id": "one", "content_hash": digest}) == []
+        wait = "10"
+        assert await faults_of(client, {"id": "two", "content_hash": digest}) == [
+            "file: status 503",
+            "thumbnail: status 503",
+        ]
+    assert sorted(asked) == sorted(
+        [*2 * ("/assets/one/file", "/assets/one/thumbnail"), "/assets/two/file", "/assets/two/thumbnail"]
+    )

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -22,6 +23,8 @@ from forge.doctor.facts import (
     Away,
     Ends,
     Facts,
+    Follower,
+    Greeting,
     Line,
     Position,
     Samples,
@@ -42,6 +45,13 @@ NOW = datetime(2026, 5, 1, tzinfo=UTC)
 GB = 10**9
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, too, it hears everybody out; who is away is refused at once."""
+    monkeypatch.setattr("forge.doctor.gathering.SECONDS", 60.0)
+    monkeypatch.setattr("forge.doctor.gathering._STANDING_SECONDS", 60.0)
+
+
 def key(role: str = "operator") -> Key:
     return Key("0" * 16, role, "mei", None, b"", NOW, "cli", 1)
 
@@ -55,6 +65,7 @@ def facts(**changed: Any) -> Facts:
         dev_url=None,
         tested_nats=(2, 15, 1),
         job_types=load_workflows(),
+        nats_servers={"nats://nats": Greeting("n1", (2, 15, 1), "")},
         nats=Server("nats://nats", (2, 15, 1)),
         standings=(
             Standing(EVENTS, (), {"state": STATE}),
@@ -62,6 +73,7 @@ def facts(**changed: Any) -> Facts:
             Standing("FORGE_DISPATCH.generation", (), {"num_waiting": 3, "num_ack_pending": 0}),
             Standing("FORGE_EVENTS.cleanup", (), {"num_waiting": 1, "num_ack_pending": 0}),
         ),
+        followers=(),
         damage="",
         ends=Ends(()),
         keys=(key(),),
@@ -95,6 +107,10 @@ def standing_of(path: str, **info: Any) -> tuple[Standing, ...]:
     return tuple(Standing(path, (), {**(s.info or {}), **info}) if s.path == path else s for s in standings)
 
 
+def at_version(*version: int) -> dict[str, Any]:
+    return {"nats_servers": {"nats://nats": Greeting("n1", version, "")}}
+
+
 def test_of_what_is_well_nothing_is_wrong() -> None:
     findings = judge(facts())
     assert wrong(findings) == {}
@@ -104,13 +120,22 @@ def test_of_what_is_well_nothing_is_wrong() -> None:
 @pytest.mark.parametrize(
     ("changed", "check", "said"),
     [
-        ({"nats": Server("n", (2, 11, 9))}, "nats", "no atomic batches → run nats-server 2.15.1"),
-        ({"nats": Server("n", (2, 14, 0))}, "nats", "older than what forge is tested with"),
+        (
+            {"nats_servers": {"n": Greeting("n", (2, 11, 9), "")}},
+            "nats",
+            "no atomic batches → run nats-server 2.15.1",
+        ),
+        (
+            {"nats_servers": {"n": Greeting("n", (2, 14, 0), "")}},
+            "nats",
+            "older than what forge is tested with",
+        ),
         ({"job_types": Away("swatch.toml:1: no")}, "job_types", "swatch.toml:1: no"),
         ({"ends": Ends(("message 40 is no event",))}, "log", "message 40 is no event: nothing behind"),
         ({"damage": "the log is not whole: 2 are gone"}, "log", "2 are gone → stop forge"),
         ({"applied": Applied((), {}, False)}, "tables", "create extension pg_trgm"),
         ({"volume": AssetVolume(Path("/a"), True, False, None, 0)}, "volume", "may not write"),
+        ({"volume": Away("the asset volume: Permission denied")}, "volume", "denied → mount .forge/assets"),
         ({"samples": Samples(1.0, 7)}, "leftovers", "7 folders at ComfyUI"),
         ({"samples": Samples(None, 0)}, "workers", "forge worker --roles scheduler"),
         ({"samples": Samples(600.0, 0)}, "workers", "forge worker --roles scheduler"),
@@ -136,6 +161,86 @@ def test_each_fault_is_named_alone(changed: dict[str, Any], check: str, said: st
     found = wrong(judge(facts(**changed)))
     assert found.keys() == {check}
     assert said in found[check]
+
+
+THREE = {f"nats://n{nth}": Greeting(f"n{nth}", (2, 15, 1), "forge") for nth in (1, 2, 3)}
+
+
+def clustered(**changed: Any) -> dict[str, Any]:
+    """Facts of three servers that hold the log together."""
+    away = {url: Away(f"{url}: refused") for url in changed.pop("away", ())}
+    told = {"config": {"num_replicas": 3}, "state": STATE, "cluster": {"leader": "n2"}}
+    return {"nats_servers": THREE | away, "standings": (Standing(EVENTS, (), told),), **changed}
+
+
+def follower(lag: int, later: int, *, moving: bool = False, away: bool = False) -> tuple[Follower, ...]:
+    return (Follower(EVENTS, "n3", lag, later, moving=moving, away=away),)
+
+
+@pytest.mark.parametrize(
+    ("changed", "check", "said"),
+    [
+        (
+            {"away": ["nats://n3"]},
+            "nats",
+            "nats://n3: refused; the others hold the log meanwhile → start nats",
+        ),
+        ({"away": ["nats://n3"], "followers": follower(2, 2)}, "nats", "nats://n3: refused"),
+        (
+            {"away": ["nats://n1", "nats://n3"]},
+            "nats",
+            "1 of 3 servers answer, too few to agree, so nothing is accepted: nats://n1: refused; nats://n3: "
+            "refused → start nats-server there with nats/cluster.conf",
+        ),
+        ({"standings": Away("10008", behind="nats")}, "nats", "none leads, so nothing is accepted: 10008"),
+        (
+            {"nats_servers": {url: Greeting("n", (2, 15, 1), "") for url in THREE}},
+            "nats",
+            "not one cluster, each with a log of its own (nats://n1: none, ",
+        ),
+        (
+            {"nats_servers": THREE | {"nats://n3": Greeting("n3", (2, 14, 0), "forge")}},
+            "nats",
+            "nats-server 2.14.0",
+        ),
+        ({"standings": (Standing(EVENTS, (), None, "10008"),)}, "streams", "FORGE_EVENTS: no server leads"),
+        (
+            {"standings": (Standing(EVENTS, (), {"config": {"num_replicas": 1}, "state": STATE}),)},
+            "streams",
+            "FORGE_EVENTS: one copy, which is lost with its server → `FORGE_NATS_REPLICAS=3 forge setup`",
+        ),
+        ({"followers": follower(7, 7)}, "streams", "n3 lags and does not catch up: FORGE_EVENTS by 7 →"),
+        ({"followers": follower(200, 300, moving=True)}, "streams", "FORGE_EVENTS by 300"),
+        (
+            {"followers": follower(0, 0, away=True)},
+            "streams",
+            "n3 answers, but not the leader of FORGE_",
+        ),
+        (
+            {"followers": (Follower(EVENTS, "n4", 0, 0, moving=False, away=True),)},
+            "streams",
+            "n4, which has a copy of FORGE_EVENTS, is away",
+        ),
+    ],
+)
+def test_of_several_servers_the_cause_is_named_alone(changed: dict[str, Any], check: str, said: str) -> None:
+    found = wrong(judge(facts(**clustered(**changed))))
+    assert found.keys() == {check}
+    assert said in found[check]
+
+
+@pytest.mark.parametrize(
+    "of", [follower(0, 0), follower(300, 200), follower(1, 2, moving=True), follower(5, 0)]
+)
+def test_a_follower_that_comes_on_is_well(of: tuple[Follower, ...]) -> None:
+    assert wrong(judge(facts(**clustered(followers=of)))) == {}
+
+
+def test_who_leads_the_log_is_told() -> None:
+    (said,) = [f.found for f in judge(facts(**clustered())) if f.check == "nats"]
+    assert said.endswith("n2 leads the log")
+    alone = standing_of(EVENTS, cluster={"leader": "NBOSR2VKMSAZ"})
+    assert "leads" not in next(f.found for f in judge(facts(standings=alone)) if f.check == "nats")
 
 
 def test_a_fallback_that_draws_is_a_warning_and_none_is_a_failure() -> None:
@@ -177,16 +282,35 @@ def test_a_dev_needs_no_key() -> None:
     assert wrong(judge(facts(keys=(), dev_url="http://dev"))) == {}
 
 
-def test_what_compose_and_its_helpers_are_told_is_nothing_strange() -> None:
+def test_what_compose_the_examples_and_nats_server_are_told_is_nothing_strange() -> None:
     texts = [(ROOT / "compose.yml").read_text(), (ROOT / "forge").read_text()]
-    texts += [path.read_text() for path in (ROOT / "deploy").iterdir() if path.is_file()]
-    names = {name for text in texts for name in re.findall(r"FORGE_[A-Z_]*[A-Z]", text)}
+    for files in ("deploy/*", "examples/*", "nats/*.conf"):
+        texts += [path.read_text() for path in ROOT.glob(files) if path.is_file()]
+    names = {name for text in texts for name in re.findall(r"(?<![.\w])FORGE_[A-Z_]*[A-Z]", text)}
+    names -= {"FORGE_ASSETS_READY", "FORGE_NATS"}  # a stream; what a name is made of
     assert {"FORGE_VERSION", "FORGE_NATS_URL"} <= names
     assert strange(dict.fromkeys(names, "x")) == {}
     assert strange({"FORGE_PROT": "1", "FORGE_NOTHING_LIKE_IT": "1"}) == {
         "FORGE_NOTHING_LIKE_IT": "",
         "FORGE_PROT": "FORGE_PORT",
     }
+
+
+async def test_an_address_that_no_trace_gets_to_is_named() -> None:
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318", "FORGE_NATS_URL": "nats://127.0.0.1:9"}
+    found = {
+        f.check: f for f in await examine(environ | {"FORGE_POSTGRES_DSN": "postgresql://127.0.0.1:9/x"})
+    }
+    assert "give OTEL_EXPORTER_OTLP_ENDPOINT another value" in found["settings"].remedy
+
+
+async def test_the_version_of_postgres_is_what_it_says(settings: Settings) -> None:
+    connection = await asyncpg.connect(settings.postgres_dsn)
+    postgres = await connection.fetchval("show server_version")
+    await connection.close()
+    environ = {"FORGE_NATS_URL": settings.nats_url, "FORGE_POSTGRES_DSN": settings.postgres_dsn}
+    found = {f.check: f.found for f in await examine(environ)}
+    assert found["postgres"] == f"Postgres {postgres}"
 
 
 async def test_a_log_that_was_deleted_is_not_made_again_by_setup(

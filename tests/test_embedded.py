@@ -97,15 +97,15 @@ async def test_postgres_keeps_rows_over_a_restart(place: Path, started: Callable
     assert await read(again.dsn()) == [1]
 
 
-async def test_nats_keeps_messages_and_its_port_over_a_crash(
+async def test_nats_keeps_messages_and_its_ports_over_a_crash(
     place: Path, started: Callable[[Server], Server]
 ) -> None:
     server = EmbeddedNats(place, anybody=True)
     started(server)
-    url = server.url
+    url, monitoring_url = server.url, server.monitoring_url
     assert await publish(url, b"first") == 1
     server.kill()
-    assert server.start() == url
+    assert (server.start(), server.monitoring_url) == (url, monitoring_url)
     assert await publish(url, b"second") == 2
 
 
@@ -295,7 +295,7 @@ def test_a_database_that_was_closed_off_is_not_replaced_by_an_empty_one(place: P
 def bystander(data: Path) -> subprocess.Popen[bytes]:
     """A process that Postgres minds in its pid file: of its own user, and not its parent."""
     account = account_for(data)
-    return subprocess.Popen(["sleep", "60"], user=account.uid if account else None)
+    return subprocess.Popen(["sleep", "600"], user=account.uid if account else None)
 
 
 def launch_owner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 import asyncpg
 import pytest
@@ -11,13 +12,15 @@ from nats.aio.client import Client
 import damage
 from factories import job_id, meta, submitted
 from folding import ALL, fold
-from forge import bootstrap, database, guard, topology
+from forge import archive, bootstrap, database, guard, topology
 from forge.broker import connect, request
 from forge.database import Connection
+from forge.domain.wholeness import Extent
 from forge.embedded import EmbeddedNats
 from forge.errors import DatabaseUnavailable, LogDamaged
 from forge.events.envelope import Recorded
 from forge.eventstore import Draft, EventStore
+from forge.follower import follow_written
 from forge.settings import Settings
 
 NOBODY = "postgresql://forge@127.0.0.1:9/forge"
@@ -67,6 +70,26 @@ async def test_a_full_log_fits_an_empty_database_and_tables_that_are_behind(
     records = await write(events, 6)
     await guard.check(events, connection)
     await fold(connection, records[:3], [3])
+    await guard.check(events, connection)
+
+
+async def test_what_is_written_and_copied_while_it_looks_is_no_damage(
+    nats_client: Client, events: EventStore, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(events, 2)
+    ask = guard.extent
+
+    async def and_then_go_on(events: EventStore) -> Extent:
+        there = await ask(events)
+        await write(events, 2, "meanwhile")
+        async with aclosing(follow_written(nats_client, 1)) as batches:
+            async for batch in batches:
+                await archive.add(connection, await archive.head(connection), batch.entries)
+                if batch.caught_up:
+                    return there
+        raise AssertionError("it follows for ever")
+
+    monkeypatch.setattr(guard, "extent", and_then_go_on)
     await guard.check(events, connection)
 
 

@@ -337,18 +337,21 @@ async def test_a_picture_that_ends_two_children_is_refused(workshop: Workshop, f
         for pid in workshop.pids:
             with contextlib.suppress(OSError):
                 links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
-                if str(folder.parent / "source") in links:
+                if str(folder.parent / "endless") in links:
                     return pid
         return 0
 
     died_before = died()
-    work = asyncio.ensure_future(developed(workshop, encoded(Image.new("L", (7900, 8000))), folder))
-    first = await wait_until(holder, interval=0.001)
-    os.kill(first, signal.SIGKILL)
-    second = await wait_until(lambda: holder() if holder() != first else 0, interval=0.001)
-    os.kill(second, signal.SIGKILL)
-    with pytest.raises(PictureRefused, match="twice"):
-        await work
+    endless = folder.parent / "endless"
+    os.mkfifo(endless)
+    with endless.open("r+b", 0):  # so a read waits for more, for ever
+        work = asyncio.ensure_future(workshop.develop(endless, folder))
+        first = await wait_until(holder)
+        os.kill(first, signal.SIGKILL)
+        second = await wait_until(lambda: {holder()} - {0, first})
+        os.kill(second.pop(), signal.SIGKILL)
+        with pytest.raises(PictureRefused, match="twice"):
+            await work
     assert died() == died_before + 2
     assert content(folder) == []
     assert await developed(workshop, encoded(noise()), folder)
@@ -359,11 +362,12 @@ async def test_a_child_that_hangs_is_ended(
 ) -> None:
     await developed(workshop, encoded(noise()), folder)
     (victim,) = workshop.pids
-    monkeypatch.setattr(images, "_SECONDS_PER_PICTURE", 2.0)
+    monkeypatch.setattr(images, "_SECONDS_PER_PICTURE", 0.5)
     os.kill(victim, signal.SIGSTOP)
     work = asyncio.ensure_future(developed(workshop, encoded(noise(seed=2)), folder))
+    await wait_until(lambda: len(content(folder)) == 2, what="the order is given")
+    monkeypatch.undo()  # the child that comes after may take its time
     await wait_until(lambda: not psutil.pid_exists(victim), what="the hanging child is ended")
-    monkeypatch.undo()
     assert (await work).width == 64
 
 
@@ -423,6 +427,19 @@ async def test_the_child_has_nothing_but_its_socket(workshop: Workshop, folder: 
     assert child.nice() == min(19, os.nice(0) + 5)
 
 
+async def test_a_picture_is_decoded_in_the_memory_of_the_last(workshop: Workshop, folder: Path) -> None:
+    (pid,) = workshop.pids
+
+    def pages_asked_for() -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    data = encoded(Image.new("RGB", (1024, 1024), "red"))
+    await developed(workshop, data, folder)
+    before = pages_asked_for()
+    await developed(workshop, data, folder)
+    assert pages_asked_for() - before < 500, "its pixels alone fill a thousand"
+
+
 PROBE = """
 import os, socket, sys
 from forge import darkroom
@@ -447,7 +464,7 @@ print(kept.read().decode())
 def test_the_child_can_open_nothing(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("what was open stays open")
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(tmp_path / "kept")], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", PROBE, str(tmp_path / "kept")], capture_output=True, text=True, timeout=100
     )
     if "no landlock" in done.stdout:
         pytest.skip("this kernel has no Landlock")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import datetime
@@ -146,7 +148,7 @@ async def test_an_event_that_was_written_over_is_told_by_its_copy(
     await topology.apply(nats_client)
     for entry in written:
         data = entry.data.replace(b"a crane", b"a crate") if entry.seq == 22 else entry.data
-        await nats_client.request(entry.subject, data, headers=entry.headers)
+        await nats_client.request(entry.subject, data, 30, headers=entry.headers)
     await guard.check(events, connection)
     with pytest.raises(LogDamaged, match="the data of event 22 is not what the second copy has"):
         await logbook.verify(events, connection)
@@ -167,6 +169,25 @@ async def test_a_file_holds_the_log_and_is_checked_alone(
         await logbook.export(events, connection, one)
 
 
+async def test_a_file_has_what_the_copy_does_not_have_yet(
+    events: EventStore, connection: Connection, written: list[Entry], tmp_path: Path
+) -> None:
+    await write(events, COUNT + 1, COUNT + 3)
+    behind = await logbook.export(events, connection, tmp_path / "behind.gz")
+    assert behind == await logbook.export(events, None, tmp_path / "log.gz")
+    assert behind.seq == COUNT + 3
+    await connection.execute("drop schema forge_log cascade")
+    assert await logbook.export(events, connection, tmp_path / "none.gz") == behind
+
+
+async def test_of_a_damaged_log_a_file_has_the_copy(
+    nats_client: Client, events: EventStore, connection: Connection, written: list[Entry], tmp_path: Path
+) -> None:
+    whole = await archive.head(connection)
+    await request(nats_client, f"STREAM.DELETE.{topology.EVENTS}")
+    assert await logbook.export(events, connection, tmp_path / "copy.gz") == whole
+
+
 async def test_a_file_that_was_harmed_is_refused(
     events: EventStore, connection: Connection, written: list[Entry], tmp_path: Path
 ) -> None:
@@ -183,11 +204,39 @@ async def test_a_file_that_was_harmed_is_refused(
         "lines turned": gzip.compress(b"".join([*lines[:9], lines[10], lines[9], *lines[11:]])),
         "a word changed": gzip.compress(b"".join(lines).replace(b"u22", b"u23", 1)),
         "no end": gzip.compress(b"".join(lines[:-1])),
+        "more behind its end": gzip.compress(b"".join([*lines, lines[-1]])),
     }
     for what, kept in harmed.items():
         file.write_bytes(kept)
         with pytest.raises(FileUnfit):
             pytest.fail(f"{what}: {logfile.check(file)}")
+
+
+async def test_of_two_exports_into_one_file_the_second_is_refused(
+    events: EventStore, connection: Connection, written: list[Entry], tmp_path: Path
+) -> None:
+    file, begun, go = tmp_path / "log.gz", asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[list[Entry]]:
+        begun.set()
+        await go.wait()
+        yield written
+
+    first = asyncio.create_task(logfile.write(file, slow(), len(written), lambda *_: None))
+    await begun.wait()
+    with pytest.raises(FileUnfit, match="another export is writing"):
+        await logbook.export(events, connection, file)
+    go.set()
+    assert await first == logfile.check(file)[0]
+    assert os.listdir(tmp_path) == [file.name]
+
+
+async def test_an_export_goes_on_where_one_was_killed(
+    events: EventStore, connection: Connection, written: list[Entry], tmp_path: Path
+) -> None:
+    file = tmp_path / "log.gz"
+    (tmp_path / "log.gz.part").write_bytes(b"the beginning of another day" * 10_000)
+    assert await logbook.export(events, connection, file) == logfile.check(file)[0]
 
 
 # -------------------------------------------------------------------- restoring

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from nats.aio.client import Client
 
 import factories
-from forge import credentials, topology
+from forge import bootstrap, credentials, topology
 from forge.broker import connect, request
 from forge.credentials import API, CLEANUP, OPERATOR, PROJECTOR, SUBSCRIBER, USERS, WORKER, Login
 from forge.embedded import EmbeddedNats
@@ -182,7 +183,7 @@ async def named(nc: Client, refused: list[str]) -> set[str]:
     await nc.flush()
     marker = f"the.end.{uuid4()}"
     await nc.publish(marker, b"")
-    await wait_until(lambda: any(marker in line for line in refused), 5, "the last refusal")
+    await wait_until(lambda: any(marker in line for line in refused), what="the last refusal")
     return {line.split('"')[1] for line in refused} - {marker}
 
 
@@ -230,7 +231,8 @@ async def test_an_answer_cannot_be_sent_into_the_log(server: EmbeddedNats) -> No
         before = await EventStore(operator).head()
         for api in ("STREAM.INFO.FORGE_ASSETS_READY", "DIRECT.GET.FORGE_ASSETS_READY"):
             await subscriber.publish(f"$JS.API.{api}", b"", reply="forge.evt.admission.mei")
-            await subscriber.request(f"$JS.API.{api}", b'{"seq": 1}' if "DIRECT" in api else b"")
+            asked = b'{"seq": 1}' if "DIRECT" in api else b""
+            await subscriber.request(f"$JS.API.{api}", asked, timeout=30)
         assert refused == []
         assert await EventStore(operator).head() == before
 
@@ -266,6 +268,16 @@ async def test_what_is_not_set_up_is_waited_for_and_then_named(nats_server: Embe
         await topology.await_setup(nc, needed, within=0.0)
     await topology.apply(nc)
     await topology.await_setup(nc, needed, within=0.0)
+    await nc.close()
+
+
+async def test_who_waits_for_it_goes_when_told_to_stop(nats_server: EmbeddedNats) -> None:
+    nc, stop = await connect(nats_server.url, "test"), asyncio.Event()
+    waiting = asyncio.create_task(bootstrap._set_up(nc, WORKER, stop))
+    stop.set()
+    assert not await asyncio.wait_for(waiting, 20)
+    await topology.apply(nc)
+    assert await bootstrap._set_up(nc, WORKER, asyncio.Event())
     await nc.close()
 
 

@@ -22,6 +22,7 @@ from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Workshop
 from forge.store import MARKER, Store
 from pictures import encoded, noise
+from volumes import small_volume
 
 
 @pytest.fixture
@@ -396,11 +397,8 @@ def full_volume(tmp_path: Path) -> Iterator[Path]:
     """A volume of 256 KiB."""
     volume = tmp_path / "small"
     volume.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", volume], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small volume needs root")
-    yield volume
-    subprocess.run(["umount", volume], check=True)
+    with small_volume(volume, "256k"):
+        yield volume
 
 
 @pytest.mark.fault("D1")

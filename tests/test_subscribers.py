@@ -53,9 +53,9 @@ async def read(server: EmbeddedNats, name: str, count: int) -> list[str]:
         subscription = await nc.jetstream().pull_subscribe_bind(name, stream=topology.ASSETS_READY)
         heard = []
         for _ in range(count):
-            [message] = await subscription.fetch(1, timeout=5)
+            [message] = await subscription.fetch(1, timeout=30)
             heard.append(message.subject.split(".")[4])
-            await message.ack_sync()
+            await message.ack_sync(timeout=30)
         with pytest.raises(TimeoutError):
             await subscription.fetch(1, timeout=0.3)
         return heard
@@ -67,7 +67,7 @@ async def there(nc: Client, name: str, count: int) -> None:
     async def has() -> bool:
         return {one.name: one.to_come for one in await listed(nc)}.get(name) == count
 
-    await wait_until(has, 10, f"{count} messages for {name}")
+    await wait_until(has, what=f"{count} messages for {name}")
 
 
 async def test_each_hears_from_where_it_wants_what_it_wants(

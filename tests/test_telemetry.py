@@ -8,6 +8,7 @@ import logging
 import socket
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from forge.telemetry import about
 from forge.telemetry.export import data
 from forge.telemetry.lines import JsonLines
-from forge.telemetry.otlp import resource, wanted
+from forge.telemetry.otlp import misset, resource, wanted
 
 TOKEN = "s3cret"
 
@@ -53,6 +54,31 @@ async def test_what_a_task_is_about_stands_in_its_lines_and_no_others() -> None:
     for job, line in zip("ab", await asyncio.gather(run("a"), run("b")), strict=True):
         assert (line["job"], line["correlation"], line["code"]) == (job, f"of-{job}", f"code-{job}")
     assert "job" not in line_of("drawn")
+
+
+def test_what_is_tried_again_and_again_is_told_once_a_minute_for_each_reason() -> None:
+    body = """
+        import logging
+        from forge.telemetry import lines, start
+        start("test")
+        loop = logging.getLogger("forge.loop")
+        for nth in range(3):
+            loop.warning("following %s is interrupted: %s", "S", f"no answer on follow-{nth:032x}")
+            loop.warning("copying is interrupted", extra={"reason": "no answer"})
+            loop.warning("an attempt failed")
+            loop.warning("pulling failed", extra={"consumer": "cleanup", "error": "gone"})
+        loop.warning("copying is interrupted", extra={"reason": "refused"})
+        lines.time.monotonic = lambda now=lines.time.monotonic: now() + 61
+        loop.warning("copying is interrupted", extra={"reason": "no answer"})
+    """
+    told = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(body)], capture_output=True, text=True, check=True, timeout=100
+    )
+    written = [json.loads(line) for line in told.stderr.splitlines()]
+    assert [line["event"].split()[0] + line.get("reason", "") for line in written] == [
+        *("following", "copyingno answer", "an", "pulling", "an", "an"),
+        *("copyingrefused", "copyingno answer"),
+    ]
 
 
 AT = "http://collector:4318"
@@ -91,6 +117,7 @@ def test_counters_gauges_and_histograms_keep_their_values() -> None:
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": AT}, True),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": AT}, True),
         ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": AT}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_SDK_DISABLED": "TRUE"}, False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_TRACES_EXPORTER": "none"}, False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_METRICS_EXPORTER": "none"}, True),
@@ -101,9 +128,18 @@ def test_traces_go_where_the_environment_says(environ: dict[str, str], exported:
     assert wanted("TRACES", environ) is exported
 
 
-def test_another_protocol_is_refused_with_the_one_to_set(caplog: pytest.LogCaptureFixture) -> None:
-    assert not wanted("TRACES", {"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
-    assert "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in caplog.text
+def test_another_protocol_and_what_is_no_address_are_refused_with_a_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    address = "OTEL_EXPORTER_OTLP_ENDPOINT=collector:4318: not an http:// or https:// address"
+    protocol = "OTEL_EXPORTER_OTLP_PROTOCOL=grpc: forge speaks http/protobuf (port 4318) only"
+    assert misset(environ) == [address, protocol]
+    for given, why in (({}, address), ({"OTEL_EXPORTER_OTLP_ENDPOINT": AT}, protocol)):
+        caplog.clear()
+        assert not wanted("TRACES", environ | given)
+        assert caplog.messages == [f"nothing is exported: {why}"]
+    assert misset({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}) == [], "nobody asked"
 
 
 def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +152,14 @@ def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_collector_that_never_answers_holds_up_nobodys_end() -> None:
-    """A minute it would take, as the exporter has it."""
+    """An hour it would take, as the exporter is told here."""
     body = "from forge.telemetry import span, start; start('test')\nwith span('work'): print('done')"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environ = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "3600",
         }
         ended = subprocess.run(
-            [sys.executable, "-c", body], env=environ, capture_output=True, text=True, timeout=20
+            [sys.executable, "-c", body], env=environ, capture_output=True, text=True, timeout=100
         )
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr

@@ -11,6 +11,7 @@ import trustme
 
 from forge.broker import connect, request
 from forge.credentials import OPERATOR, login
+from forge.doctor import Finding, Level, examine
 from forge.embedded import EmbeddedNats
 from forge.embedded.nats import CONFIG
 from forge.errors import LogUnavailable
@@ -25,7 +26,7 @@ def authority(tmp_path: Path) -> trustme.CA:
 
 @pytest.fixture
 def server(tmp_path: Path, authority: trustme.CA) -> Iterator[EmbeddedNats]:
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     for part in certificate.cert_chain_pems:
         part.write_to_path(tmp_path / "cert.pem", append=True)
@@ -35,6 +36,23 @@ def server(tmp_path: Path, authority: trustme.CA) -> Iterator[EmbeddedNats]:
     nats.start()
     yield nats
     nats.stop()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor hears out who is slow on a busy machine."""
+    monkeypatch.setattr("forge.doctor.gathering.SECONDS", 60.0)
+
+
+async def refused(url: str, server: EmbeddedNats, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client gives up and says why: soon, or later where it had not come to a single try by then."""
+    for patience in (1.0, 10.0, 40.0):
+        monkeypatch.setattr("forge.broker.CONNECT_SECONDS", patience)
+        with pytest.raises(LogUnavailable) as raised:
+            await connect(url, "test", login(server.passwords_dir, OPERATOR))
+        if why in raised.value.detail:
+            return
+    pytest.fail(f"{why!r} is not why: {raised.value.detail}")
 
 
 async def test_forge_speaks_tls_with_a_server_it_can_trust(
@@ -51,7 +69,39 @@ async def test_forge_speaks_tls_with_a_server_it_can_trust(
         await nc.close()
 
 
-async def test_a_server_that_cannot_be_trusted_is_told_as_such(server: EmbeddedNats) -> None:
-    url = server.url.replace("nats://", "tls://")
-    with pytest.raises(LogUnavailable, match="certificate"):
-        await connect(url, "test", login(server.passwords_dir, OPERATOR))
+async def test_a_server_that_cannot_be_trusted_is_told_as_such(
+    server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await refused(server.url.replace("nats://", "tls://"), server, "certificate", monkeypatch)
+
+
+async def test_tls_is_never_left_for_the_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stands between could say that there is no TLS, and be told the password."""
+    plain = EmbeddedNats(tmp_path / "plain")
+    url = plain.start().replace("nats://", "tls://")
+    try:
+        await refused(url, plain, "offers no TLS", monkeypatch)
+        assert "offers no TLS" in (await told(url, plain)).found
+    finally:
+        plain.stop()
+
+
+async def told(url: str, server: EmbeddedNats) -> Finding:
+    """What the doctor says of the server at this address."""
+    nowhere = {"FORGE_POSTGRES_DSN": "postgresql://postgres@127.0.0.1:9/postgres"}
+    given = {"FORGE_NATS_URL": url, "FORGE_NATS_PASSWORDS_DIR": str(server.passwords_dir)}
+    (found,) = [finding for finding in await examine(nowhere | given) if finding.check == "nats"]
+    return found
+
+
+async def test_the_doctor_tells_what_is_wrong_with_a_certificate(
+    server: EmbeddedNats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await told(server.url, server)
+    assert "self-signed" in found.found or "local issuer" in found.found
+    assert "SSL_CERT_FILE" in found.remedy
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    assert (await told(server.url, server)).level == Level.OK
+    found = await told(server.url.replace("127.0.0.1", "localhost"), server)
+    assert "localhost" in found.found
+    assert "by a name in its certificate" in found.remedy

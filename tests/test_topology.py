@@ -247,7 +247,7 @@ async def test_a_changed_file_changes_the_server(
 
 async def test_what_lies_in_a_stream_outlives_a_change_of_it(nc: Client, folder: Path) -> None:
     await topology.apply(nc)
-    await nc.request("forge.evt.admission.mei", b"{}")
+    await nc.request("forge.evt.admission.mei", b"{}", 30)
     change(folder, "FORGE_EVENTS", description="another word for it")
     await topology.apply(nc, folder)
     info = msgspec.json.decode(await request(nc, "STREAM.INFO.FORGE_EVENTS"))

@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 async def wait_until(
-    fact: Callable[[], T | Awaitable[T]], timeout: float = 10.0, what: str = "", interval: float = 0.01
+    fact: Callable[[], T | Awaitable[T]], timeout: float = 30.0, what: str = "", interval: float = 0.01
 ) -> T:
     """Ask `fact` until its answer is true, and return that answer.
 
     Args:
         fact: a function, plain or async.
-        timeout: seconds.
+        timeout: seconds; many, since they pass only where the test fails.
         what: the fact in words, for the failure.
 
     Raises:

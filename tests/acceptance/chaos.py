@@ -169,16 +169,16 @@ def main() -> None:
     root = given.dir or Path(tempfile.mkdtemp(prefix="forge-chaos-"))
     root.mkdir(mode=0o755, parents=True, exist_ok=True)
     root.chmod(0o755)
-    print(f"seed {given.seed}, {given.minutes:g} minutes, in {root}", flush=True)  # noqa: T201
+    print(f"seed {given.seed}, {given.minutes:g} minutes, in {root}", flush=True)  # noqa: T201  (a command)
     try:
-        asyncio.run(run(root, given.seed, given.minutes * 60, lambda line: print(line, flush=True)))  # noqa: T201
+        asyncio.run(run(root, given.seed, given.minutes * 60, lambda line: print(line, flush=True)))  # noqa: T201  (a command)
     except* AssertionError as wrong:
         for leaf in _leaves(wrong):
-            print(f"seed {given.seed}: {leaf}", file=sys.stderr)  # noqa: T201
+            print(f"seed {given.seed}: {leaf}", file=sys.stderr)  # noqa: T201  (a command)
         sys.exit(1)
     if given.dir is None:
         shutil.rmtree(root, ignore_errors=True)
-    print("every invariant holds")  # noqa: T201
+    print("every invariant holds")  # noqa: T201  (a command)
 
 
 if __name__ == "__main__":

@@ -156,17 +156,19 @@ def crowded(evidence: Evidence, given_up: Collection[str] = ()) -> Iterator[str]
 
 
 def drawn_twice(evidence: Evidence) -> Iterator[str]:
-    """No prompt is submitted or executed a second time, whoever died."""
+    """No prompt is submitted or executed a second time, whoever died. Only a ComfyUI that died itself has
+    forgotten what it was given: its next life may be given it again."""
     for happening in ("submitted", "started"):
-        times = Counter(
-            line["prompt_id"]
-            for lines in evidence.simulators.values()
-            for line in lines
-            if line["event"] == happening
-        )
-        yield from (
-            f"prompt {id_} was {happening} {count} times" for id_, count in times.items() if count > 1
-        )
+        lives: dict[str, list[tuple[str, int]]] = {}
+        for name, lines in evidence.simulators.items():
+            life = 0
+            for line in lines:
+                life += line["event"] == "booted"
+                if line["event"] == happening:
+                    lives.setdefault(line["prompt_id"], []).append((name, life))
+        for id_, where in lives.items():
+            if len(where) > len(set(where)) or len({name for name, _ in where}) > 1:
+                yield f"prompt {id_} was {happening} {len(where)} times: {where}"
 
 
 def files_and_rows(evidence: Evidence) -> Iterator[str]:

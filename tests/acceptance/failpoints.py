@@ -4,7 +4,9 @@
 Nothing of this is in forge. A place does nothing until a test arms it: a file with its name and an action in
 `FORGE_TEST_ARMED`. Whichever process comes by first takes the file away, so it happens once.
 
-`FORGE_TEST_PLANTED` names a bug that forge then has, see `planted.py`.
+`FORGE_TEST_PLANTED` names a bug that forge then has, see `planted.py`. `FORGE_TEST_HASTE` says how many times
+as fast leases, back-offs and the watchdog's ticks pass, where a test would wait minutes for them, and lets
+fewer workers be lost.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ import importlib
 import inspect
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ARMED, PLANTED = "FORGE_TEST_ARMED", "FORGE_TEST_PLANTED"
+import msgspec
+
+ARMED, PLANTED, HASTE = "FORGE_TEST_ARMED", "FORGE_TEST_PLANTED", "FORGE_TEST_HASTE"
+HASTY_ADOPTIONS, HASTY_ATTEMPTS = 2, 2
 
 
 @dataclass(frozen=True)
@@ -68,57 +74,67 @@ class Failpoints:
     """What a test does: arm places for the processes that are told of this folder, and see what was taken."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._armed = folder, 0
         folder.mkdir(mode=0o755)
 
     @property
     def environ(self) -> dict[str, str]:
         return {ARMED: str(self.folder)}
 
-    def arm(self, *places: str, action: str = "kill", times: int = 1) -> None:
-        """`kill`, `stop` (SIGSTOP to itself) or `error` (the volume refuses), at the next so many calls."""
+    def arm(self, *places: str, action: str = "kill", times: int = 1, about: str = "") -> None:
+        """`kill`, `stop` (SIGSTOP to itself), `block` (a call that never returns) or `error` (the volume
+        refuses), at the next so many calls; with `about` only at those that are given something with this in
+        it."""
         for place in places:
             assert place in PLACES, place
             for nth in range(times):
-                whole = self.folder / f"{place}.{nth}.new"
-                whole.write_text(action)
-                whole.rename(self.folder / f"{place}.{nth}")
+                name = f"{place}.{self._armed + nth}"
+                whole = self.folder / f"{name}.new"
+                whole.write_text(f"{action} {about}")
+                whole.rename(self.folder / name)
+        self._armed += times
 
     def waiting(self) -> list[str]:
         """What nobody has come by yet."""
         return sorted(path.name for path in self.folder.iterdir() if path.suffix != ".taken")
 
     def taken(self) -> dict[str, int]:
-        """Place → the process that came by."""
+        """Place → the process that came by, once it has said which one it is."""
+        said = {path: path.read_text().rpartition(" ")[2] for path in self.folder.glob("*.taken")}
         return {
-            path.name.removesuffix(".taken").rpartition(".")[0]: int(path.read_text().rpartition(" ")[2])
-            for path in self.folder.glob("*.taken")
+            path.name.removesuffix(".taken").rpartition(".")[0]: int(pid)
+            for path, pid in said.items()
+            if pid.isdecimal()
         }
 
 
-def come_by(place: str, folder: Path) -> None:
+def come_by(place: str, folder: Path, given: Sequence[Any]) -> None:
     """Do what is armed here, once."""
-    for armed in folder.glob(f"{place}.[0-9]*"):
+    for armed in sorted(folder.glob(f"{place}.[0-9]*")):
         if armed.suffix == ".taken" or armed.suffix == ".new":
             continue
         taken = armed.with_name(f"{armed.name}.taken")
         try:
+            action, _, about = armed.read_text().partition(" ")
+            if about and not any(about in str(one) for one in given):
+                continue
             armed.rename(taken)
         except FileNotFoundError:
             continue  # another process was faster
-        action = taken.read_text()
         taken.write_text(f"{action} {os.getpid()}")
         match action:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "block":
+                threading.Event().wait()
             case "error":
                 raise OSError(errno.EIO, "a test says no")
         return
 
 
-def wrap(place: Place, happen: Callable[[], None]) -> None:
+def wrap(place: Place, happen: Callable[[Sequence[Any]], None]) -> None:
     """Let something happen at a place."""
     module, _, attribute = place.owner.partition(":")
     owner: Any = importlib.import_module(module)
@@ -133,10 +149,10 @@ def wrap(place: Place, happen: Callable[[], None]) -> None:
         @functools.wraps(call)
         async def wrapped(*given: Any, **more: Any) -> Any:
             if place.before and meant(given):
-                happen()
+                happen(given)
             answer = await call(*given, **more)
             if not place.before and meant(given):
-                happen()
+                happen(given)
             return answer
 
     else:
@@ -144,13 +160,29 @@ def wrap(place: Place, happen: Callable[[], None]) -> None:
         @functools.wraps(call)
         def wrapped(*given: Any, **more: Any) -> Any:
             if place.before:
-                happen()
+                happen(given)
             answer = call(*given, **more)
             if not place.before:
-                happen()
+                happen(given)
             return answer
 
     setattr(owner, place.name, wrapped)
+
+
+def hurry(haste: float) -> None:
+    """Let leases and back-offs pass so many times as fast, and fewer workers be lost on an attempt; the
+    consumer's own wait is for the test to set."""
+    from forge import watchdog
+    from forge.domain import jobs
+    from forge.workers import loop
+
+    loop.HEARTBEAT_SECONDS /= haste
+    loop.LEASE_SECONDS /= haste
+    watchdog.TICK_SECONDS /= haste
+    jobs.MAX_ADOPTIONS = HASTY_ADOPTIONS
+    admitted = jobs.admitted
+    jobs.admitted = lambda *given: msgspec.structs.replace(admitted(*given), max_attempts=HASTY_ATTEMPTS)
+    jobs.BACKOFF_SECONDS = (2.0 / haste, 10.0 / haste, 60.0 / haste)
 
 
 def main() -> None:
@@ -159,6 +191,8 @@ def main() -> None:
         from acceptance.planted import BUGS
 
         BUGS[planted]()
+    if haste := os.environ.get(HASTE):
+        hurry(float(haste))
     if folder := os.environ.get(ARMED):
         for name, place in PLACES.items():
             wrap(place, functools.partial(come_by, name, Path(folder)))

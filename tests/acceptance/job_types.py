@@ -44,6 +44,28 @@ targets = ["1.image"]
 """
 
 
+STILL = "still.png"
+
+_STILL_GRAPH = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": STILL}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "still"}},
+}
+_STILL = """
+asset_type = "ui_icon"
+description = "A picture that lies at ComfyUI, as it is"
+timeout_seconds = 30
+outputs = ["2"]
+"""
+
+
+def write_still(folder: Path) -> Path:
+    """Put the job type `still` into a directory; it fails for as long as its picture is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "still.json").write_text(json.dumps(_STILL_GRAPH))
+    (folder / "still.toml").write_text(_STILL)
+    return folder
+
+
 def write_recolour(folder: Path) -> Path:
     """Put the job type `recolour`, which takes an uploaded picture, into a directory; returns that."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,16 +22,18 @@ class Link:
     """Forwards whatever comes to wherever the server is then.
 
     `delay` is in seconds each way. While it is a `hole`, nothing passes and nothing is refused; what was sent
-    arrives when it heals, as with a cable that was pulled. `corrupt` so many more answers get one wrong byte.
+    arrives when it heals, as with a cable that was pulled. `corrupt` so many more answers, of those that are
+    `long` enough, get one wrong byte, at `spot` of their length.
     """
 
     def __init__(self, server: Callable[[], Address]) -> None:
         self._server = server
         self.delay = 0.0
-        self.corrupt = 0
+        self.corrupt, self.long, self.spot = 0, 1000, 0.5
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forwarding: set[asyncio.Task[None]] = set()
         self._listening: asyncio.Server | None = None
         self.port = 0
 
@@ -48,6 +50,10 @@ class Link:
         self.reset()
         if self._listening is not None:
             self._listening.close()
+        for task in self._forwarding:  # one that came just now has no connection yet that would break
+            task.cancel()
+        if self._forwarding:
+            await asyncio.wait(self._forwarding)
 
     # ------------------------------------------------------------------ faults
 
@@ -65,7 +71,12 @@ class Link:
 
     # -------------------------------------------------------------- forwarding
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._forward(reader, writer))
+        self._forwarding.add(task)
+        task.add_done_callback(self._forwarding.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.CancelledError):  # a server that ends cancels its handlers
             await self._open.wait()
             there, where = None, self._server()
@@ -91,11 +102,11 @@ class Link:
         while data := await source.read(1 << 16):
             await self._open.wait()
             if self.delay:
-                await asyncio.sleep(self.delay)
-            if spoilt and self.corrupt and len(data) > 1000:
+                await asyncio.sleep(self.delay)  # the fault itself
+            if spoilt and self.corrupt and len(data) > self.long:
                 self.corrupt -= 1
-                middle = len(data) // 2
-                data = data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+                at = int(len(data) * self.spot)
+                data = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
             target.write(data)
             await target.drain()
         raise ConnectionResetError("one side is done")

@@ -11,11 +11,13 @@ DELAY_SECONDS = 60
 
 
 def no_fence() -> None:
-    """Whoever has once had an attempt may conclude it."""
+    """Whoever has once had an attempt may conclude it, however long ago."""
     from forge.domain import jobs
+    from forge.workers.loop import Delivery
 
     for name in ("_require_current", "_require_own"):
         setattr(jobs, name, lambda *_: None)
+    Delivery.held = property(lambda _: True)  # type: ignore[assignment,method-assign]  # planted
 
 
 def place_freed_with_the_order() -> None:
@@ -25,8 +27,8 @@ def place_freed_with_the_order() -> None:
     def taken(self: Dispatcher) -> int:
         return len(self.orders)
 
-    Dispatcher._taken = taken  # type: ignore[method-assign]
-    Dispatcher._expected = lambda _: []  # type: ignore[method-assign]
+    Dispatcher._taken = taken  # type: ignore[method-assign]  # planted
+    Dispatcher._expected = lambda _: []  # type: ignore[method-assign]  # planted
 
 
 def ack_before_store() -> None:
@@ -42,7 +44,7 @@ def ack_before_store() -> None:
         copy.write_bytes(picture.path.read_bytes())
 
         async def afterwards() -> None:
-            await asyncio.sleep(0.2)  # the bug itself: the file comes later than the word of it
+            await asyncio.sleep(2.0)  # the bug itself: the file comes later than the word of it
             picture.path = copy
             await keep(self, picture, kind)
 
@@ -51,7 +53,7 @@ def ack_before_store() -> None:
         task.add_done_callback(late.discard)
         return self.path(picture.content_hash, picture.format, kind).relative_to(self.root)
 
-    Store.keep = promised  # type: ignore[method-assign]
+    Store.keep = promised  # type: ignore[method-assign]  # planted
 
 
 def delayed_nak() -> None:
@@ -64,7 +66,7 @@ def delayed_nak() -> None:
         await self.studio.nc.request(self.delivery._reply, words, timeout=2)
         return Outcome.LEAVE
 
-    Attempt._fail = postponed  # type: ignore[method-assign]
+    Attempt._fail = postponed  # type: ignore[method-assign]  # planted
 
 
 BUGS: dict[str, Callable[[], None]] = {

@@ -9,13 +9,15 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import httpx
 
 from acceptance.checker import Asked
-from acceptance.system import System
+from acceptance.system import PATIENCE, System
+
+T = TypeVar("T")
 
 SCALE = float(os.environ.get("FORGE_TEST_SCALE", "1"))
 """How many times as many jobs and faults as usual."""
@@ -39,9 +41,6 @@ def request(user: str, *, job_type: str = "ui_icon", **more: Any) -> Asked:
     )
 
 
-PATIENCE = 10.0
-
-
 async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
     """Ask once; the job, or None when the answer does not say, or says that it is too much for now."""
     headers = {"Idempotency-Key": asked.key, "X-Forge-User": asked.user}
@@ -61,13 +60,32 @@ async def ask(client: httpx.AsyncClient, asked: Asked) -> str | None:
     return id_
 
 
+async def granted(client: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
+    """Say it until the answer is another one than to come again, as a client is to do."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        answer = await client.request(method, path, **more)
+        if answer.status_code != 503 or time.monotonic() > deadline:
+            return answer
+        await asyncio.sleep(0.1)  # a client's pause before it asks again
+
+
+async def in_time(seconds: float, act: Callable[[], Awaitable[T]]) -> T:
+    """What it gives, in less than so many seconds, or it hangs."""
+    began = time.monotonic()
+    answer = await act()
+    took = time.monotonic() - began
+    assert took < seconds, f"it hangs: {took:.1f} s, and not within {seconds}"
+    return answer
+
+
 async def ask_until_answered(client: httpx.AsyncClient, asked: Asked, patience: float = 60.0) -> str:
     """Repeat the request, under its key, until it is accepted."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if (id_ := await ask(client, asked)) is not None:
             return id_
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # a client's pause before it asks again
     raise AssertionError(f"{asked.mark} was not accepted within {patience} s")
 
 
@@ -102,7 +120,7 @@ class Crowd:
     async def _player(self, requests: Sequence[Asked], dice: random.Random) -> None:
         async with self.system.client(requests[0].user, dice.choice(self.system.apis)) as client:
             for asked in requests:
-                await asyncio.sleep(dice.uniform(0, 2 * self.pause))
+                await asyncio.sleep(dice.uniform(0, 2 * self.pause))  # players think
                 if dice.random() < 0.25:
                     await ask(client, asked)
                     continue
@@ -112,7 +130,7 @@ class Crowd:
                     again = await ask(client, asked)
                     assert again in (None, id_)
                 if dice.random() < self.fickle:
-                    await asyncio.sleep(dice.uniform(0, 1))
+                    await asyncio.sleep(dice.uniform(0, 1))  # and change their mind
                     await self._act(client, "DELETE", f"/jobs/{id_}")
                     await self._act(client, "POST", f"/jobs/{id_}/retry")
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,10 +26,16 @@ from acceptance.links import Address, Link
 from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
 from forge.settings import load
+from ports import free_port
 from waiting import wait_until
 
 API = "/api/v1/comfyui"
 SCAN_SECONDS = "1"
+SNAPSHOT_EVENTS = "25"
+"""So few that what is started again begins with one."""
+
+PATIENCE = 30.0
+"""After so long an answer does not come any more, however busy the machine is."""
 
 
 class Command:
@@ -74,7 +79,13 @@ class System:
         self.root, self.data_dir, self.render_ms = root, root / "data", render_ms
         for folder in (root, self.data_dir, root / "log"):
             folder.mkdir(mode=0o755, exist_ok=True)
-        self.nats = nats or EmbeddedNats(root / "nats", log=root / "log" / "nats.log", anybody=True)
+        self.nats = nats or EmbeddedNats(
+            root / "nats",
+            free_port(),
+            monitoring_port=free_port(),
+            log=root / "log" / "nats.log",
+            anybody=True,
+        )
         self.postgres = EmbeddedPostgres(root / "postgres", log=root / "log" / "postgres.log")
         self.members: dict[str, EmbeddedNats | EmbeddedPostgres | Command] = {}
         self.down: set[str] = set()
@@ -82,6 +93,8 @@ class System:
         self.ports: dict[str, int] = {}
         self.links: dict[str, Link] = {}
         """What stands between forge and a server, where :func:`linked` made it."""
+        self.sources: dict[str, Path] = {}
+        """Member → where its forge is, if it is another version than this one."""
         self._more = more
 
     # ------------------------------------------------------------- addresses
@@ -116,11 +129,11 @@ class System:
     def client(self, user: str | None = None, api: str = "api") -> httpx.AsyncClient:
         """A client that speaks for a user; paths are relative to the API's root."""
         headers = {"X-Forge-User": user} if user else {}
-        return httpx.AsyncClient(base_url=self.url(api) + API, headers=headers, timeout=10.0)
+        return httpx.AsyncClient(base_url=self.url(api) + API, headers=headers, timeout=PATIENCE)
 
     async def order(self, name: str, path: str, body: Any) -> None:
         """Tell a simulator something under `/simulator/`."""
-        async with httpx.AsyncClient(timeout=10.0) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
             answer = await client.post(f"{self.url(name)}/simulator/{path}", json=body)
             assert answer.status_code == 200, answer.text
 
@@ -138,14 +151,31 @@ class System:
             self.members[name].launch()
             self.down.discard(name)
 
+    def start_other(self, sources: Path, *names: str) -> None:
+        """Launch members with another version of forge; those that were there before must have ended."""
+        for name in names:
+            if name in self.members:
+                self.members.pop(name).stop()
+            self.sources[name] = sources
+            self.start(name)
+
     def kill(self, name: str) -> None:
         """End one as `kill -9` does; it stays down. The prompts of a simulator die with it."""
         self.down.add(name)
+        before = time.time()
         self.members[name].kill()
         if name.startswith("sim"):
-            line = {"event": "killed", "at": time.time(), "present": 0}
-            with self.record_of(name).open("a") as record:
-                record.write(json.dumps(line) + "\n")
+            self._note_death(name, before)
+
+    def _note_death(self, name: str, before: float) -> None:
+        """In a simulator's record, after its last word and before anybody could act upon its end."""
+        with self.record_of(name).open("r+b") as record:
+            whole = record.read().rpartition(b"\n")[0]  # of its last line there may be half
+            last = json.loads(whole.rpartition(b"\n")[2])["at"]
+            record.seek(len(whole) + 1)
+            record.truncate()
+            killed = {"event": "killed", "at": max(before, last) + 1e-6, "present": 0}
+            record.write(json.dumps(killed).encode() + b"\n")
 
     def freeze(self, name: str) -> None:
         """Stop it as a machine that swaps would, with its children."""
@@ -173,18 +203,19 @@ class System:
 
     async def ready(self) -> None:
         """Wait until every simulator and API serves."""
+        before = len(self.deaths)
         async with httpx.AsyncClient(timeout=5.0) as client:
             for name in (*self.simulators, *self.apis):
                 path = "/readyz" if name.startswith("api") else "/system_stats"
 
                 async def serves(name: str = name, url: str = self.url(name) + path) -> bool:
-                    deaths = [death for death in self.deaths if death.startswith(f"{name} ")]
+                    deaths = [death for death in self.deaths[before:] if death.startswith(f"{name} ")]
                     assert len(deaths) < 3, f"{deaths}: {self.process(name).last_words()}"
                     with contextlib.suppress(httpx.TransportError):
                         return (await client.get(url)).status_code == 200
                     return False
 
-                await wait_until(serves, 40, f"{name} serves; logs are in {self.root / 'log'}", 0.1)
+                await wait_until(serves, 60, f"{name} serves; logs are in {self.root / 'log'}", 0.1)
 
     def _made(self, name: str) -> EmbeddedNats | EmbeddedPostgres | Command:
         if name == "nats":
@@ -223,10 +254,14 @@ class System:
             "FORGE_PORT": str(self.ports.get(name, 0)),
             "FORGE_RATE_PER_HOUR": "1000000",
             "FORGE_SCAN_SECONDS": SCAN_SECONDS,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "FORGE_SNAPSHOT_EVENTS": SNAPSHOT_EVENTS,
+            "PYTHONPATH": os.pathsep.join(map(str, [*self._other(name), Path(__file__).parents[1]])),
             "PYTHONUNBUFFERED": "1",
             **self._more,
         }
+
+    def _other(self, name: str) -> list[Path]:
+        return [self.sources[name]] if name in self.sources else []
 
     def _reached(self, name: str, directly: str) -> str:
         """How forge reaches a server."""
@@ -253,7 +288,16 @@ class System:
                     say(f"{self.deaths[-1]}: {process.last_words()[-2000:]}")
                     member.stop()  # gives back what it held
                     member.launch()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the pace of a supervisor
+
+    async def working(self, name: str) -> None:
+        """Wait until a worker has begun to take work."""
+        log = self.root / "log" / f"{name}.log"
+
+        def says() -> bool:
+            return log.exists() and '"working"' in log.read_text()
+
+        await wait_until(says, 60, f"{name} works; see {log}", 0.05)
 
     def stop(self) -> None:
         """End everything, clients before servers."""
@@ -325,7 +369,7 @@ def assert_nothing_was_refused(system: System) -> None:
 
 def say(line: str) -> None:
     """Into what pytest shows of a failed test."""
-    print(line)  # noqa: T201
+    print(line)  # noqa: T201  (pytest keeps it for the report)
 
 
 async def _link(system: System) -> None:
@@ -344,9 +388,3 @@ async def _link(system: System) -> None:
 
 def _numbered(kind: str, count: int) -> list[str]:
     return [kind if nth == 1 else f"{kind}{nth}" for nth in range(1, count + 1)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

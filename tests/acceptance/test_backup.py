@@ -49,7 +49,7 @@ async def walk_through(heading: str, system: System, backup: Path) -> str:
     return said.decode()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_forge_is_given_back_on_an_empty_machine(root: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup"
     backup.mkdir()
@@ -106,7 +106,7 @@ async def _copied(system: System, seq: int) -> None:
     connection = await asyncpg.connect(system.postgres_dsn)
     try:
         there = "select coalesce(max(seq), 0) >= $1 from forge_log.entry"
-        await wait_until(lambda: connection.fetchval(there, seq), 10, "the log is copied")
+        await wait_until(lambda: connection.fetchval(there, seq), 60, "the log is copied")
     finally:
         await connection.close()
 

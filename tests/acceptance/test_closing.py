@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
+from acceptance.players import granted
 from acceptance.system import WORKERS, System, running
 from forge import guard
 from forge.broker import connect
@@ -33,7 +34,7 @@ async def system(root: Path) -> AsyncIterator[System]:
 
 async def ask(client: httpx.AsyncClient, key: str, seed: int, **more: Any) -> httpx.Response:
     body = {"job_type": "ui_icon", "params": {**ICON, "seed": seed}, **more}
-    return await client.post("/jobs", json=body, headers={"Idempotency-Key": key})
+    return await granted(client, "POST", "/jobs", json=body, headers={"Idempotency-Key": key})
 
 
 async def drawn(client: httpx.AsyncClient, key: str, seed: int, **more: Any) -> dict[str, Any]:
@@ -52,13 +53,13 @@ async def leaves(client: httpx.AsyncClient, asset: dict[str, Any]) -> None:
     async def gone() -> bool:
         return (await client.get(f"/assets/{asset['id']}")).status_code == 404
 
-    await wait_until(gone, 30, "the asset is gone", 0.1)
+    await wait_until(gone, 60, "the asset is gone", 0.1)
 
 
 async def told(system: System, client: httpx.AsyncClient, seen: dict[str, str]) -> dict[str, Any]:
     """What anybody can look up of the past: histories, and how everything stood at an event."""
     paths = [f"/{what}/{id_}/history" for id_, what in seen.items()]
-    histories = {path: (await client.get(path)).json() for path in paths}
+    histories = {path: (await granted(client, "GET", path)).json() for path in paths}
     views = ("queue", "limits", "inventory")
     then = {
         what: json.loads(await forge(system, "at", "seq:12", what, "--user", "mei", "--json"))
@@ -69,7 +70,7 @@ async def told(system: System, client: httpx.AsyncClient, seen: dict[str, str]) 
     return {**histories, **then, "limits now": [{**i, "resets_at": None} for i in room], "whatif": whatif}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_a_closed_book_changes_nothing(system: System) -> None:
     async with system.client("mei") as mei:
         first = await drawn(mei, "first", 1, **PLACE)
@@ -99,11 +100,11 @@ async def test_a_closed_book_changes_nothing(system: System) -> None:
         assert (again.status_code, again.json()["id"]) == (202, first["id"])
         assert (await ask(mei, "first", 9, **PLACE)).status_code == 422
         assert await held(mei) == (2, await size(mei, first, later))
-        assert (await mei.delete(f"/assets/{first['assets'][0]['id']}")).status_code == 204
+        assert (await granted(mei, "DELETE", f"/assets/{first['assets'][0]['id']}")).status_code == 204
         await leaves(mei, first["assets"][0])
         more = await drawn(mei, "more", 4, **PLACE)
         assert await held(mei) == (2, await size(mei, later, more))
-        redrawn = await mei.post(f"/assets/{short['assets'][0]['id']}/regenerate")
+        redrawn = await granted(mei, "POST", f"/assets/{short['assets'][0]['id']}/regenerate")
         assert redrawn.status_code == 202, redrawn.text
         await quiet(system)
         job = (await mei.get(f"/jobs/{redrawn.json()['id']}")).json()
@@ -146,7 +147,7 @@ async def quiet(system: System) -> int:
         return head if done and not await connection.fetchval(running_) else None
 
     try:
-        head = await wait_until(same, 30, "everybody has taken in the log", 0.1)
+        head = await wait_until(same, 60, "everybody has taken in the log", 0.1)
         assert head is not None
         return head
     finally:
@@ -163,7 +164,7 @@ async def stopped(system: System) -> None:
         return not await guard.readers(nc)
 
     try:
-        await wait_until(nobody, 30, "nobody reads the log")
+        await wait_until(nobody, 60, "nobody reads the log")
     finally:
         await nc.close()
 

@@ -1,151 +1,130 @@
-"""Three servers hold the log: the one that leads is killed in the middle of a run, and nothing is lost."""
+"""Three servers hold the log: any of them may leave or be killed in the middle of a run; nothing is lost."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import random
-from collections.abc import AsyncIterator, Mapping
+import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import nats
-import nats.errors
+import httpx
 import pytest
 
-from acceptance.players import SEED, Crowd, scaled
-from acceptance.settling import ends, happened, settled, watching
-from acceptance.system import System, free_port, running, say
-from forge.embedded import EmbeddedNats
-from forge.embedded.nats import CONFIG
+from acceptance.balancing import Load, balanced
+from acceptance.checker import Asked
+from acceptance.cluster import Node, clustered, led_by_another, state, whole
+from acceptance.evidence import Witness
+from acceptance.players import SEED, Crowd, ask_until_answered, request, scaled
+from acceptance.settling import ends, happened, settled
+from acceptance.system import System, say
 from waiting import wait_until
 
-
-async def _nothing(_: Exception) -> None:
-    pass
+USERS = 6
 
 
-SIZE = 3
-ONCE: dict[str, Any] = {
-    "max_reconnect_attempts": 1,
-    "reconnect_time_wait": 0.05,
-    "connect_timeout": 1,
-    "error_cb": _nothing,
-}
-"""A server that is not there is told at once: without a number nats-py goes on trying for two minutes."""
+@pytest.fixture(scope="module")
+async def three(module_root: Path) -> AsyncIterator[tuple[System, list[Node]]]:
+    async with clustered(module_root) as found:
+        yield found
 
 
-class Node(EmbeddedNats):
-    """One of the servers, by `nats/cluster.conf`; all of them know the same users."""
-
-    def __init__(self, root: Path, name: str, variables: Mapping[str, str]) -> None:
-        super().__init__(
-            root / name,
-            free_port(),
-            log=root / "log" / f"{name}.log",
-            config=CONFIG.with_name("cluster.conf"),
-            anybody=True,
-            variables={"FORGE_NATS_NAME": name, **variables},
-        )
-        self.name, self.passwords = name, root / "passwords"
-        self.log.parent.mkdir(exist_ok=True)
-
-    @property
-    def passwords_dir(self) -> Path:
-        return self.passwords
-
-    def _opened(self) -> Path:
-        cluster, self.config = self.config, CONFIG
-        try:
-            opened = super()._opened()
-        finally:
-            self.config = cluster
-        path = self.state / cluster.name
-        path.write_text(cluster.read_text().replace(CONFIG.name, opened.name))
-        return path
+@pytest.fixture(scope="module")
+def system(three: tuple[System, list[Node]]) -> System:
+    return three[0]
 
 
-def cluster(root: Path) -> list[Node]:
-    ports = [free_port() for _ in range(SIZE)]
-    routes = [f"nats-route://route:secret@127.0.0.1:{port}" for port in ports]
-    shared = {"FORGE_NATS_ROUTES": json.dumps(routes), "FORGE_NATS_ROUTE_PASSWORD": "'secret'"}
-    return [
-        Node(root, f"n{nth}", {"FORGE_NATS_CLUSTER_LISTEN": f"127.0.0.1:{port}", **shared})
-        for nth, port in enumerate(ports, 1)
-    ]
+@pytest.fixture(scope="module")
+def nodes(three: tuple[System, list[Node]]) -> list[Node]:
+    return three[1]
 
 
-@contextlib.asynccontextmanager
-async def clustered(root: Path) -> AsyncIterator[tuple[System, list[Node]]]:
-    """A system over the three servers."""
-    nodes = cluster(root)
-    urls = ",".join(node.url for node in nodes)
-    for node in nodes[1:]:
-        node.launch()
-    try:
-        async with running(
-            root, nats=nodes[0], render_ms="200", FORGE_NATS_URL=urls, FORGE_NATS_REPLICAS=str(SIZE)
-        ) as system:
-            yield system, nodes
-    finally:
-        for node in nodes[1:]:
-            node.stop()
-
-
-async def state(nodes: list[Node], stream: str = "FORGE_EVENTS") -> dict[str, Any]:
-    """What a server that answers says of a stream's three."""
-    for node in nodes:
-        with contextlib.suppress(OSError, TimeoutError, nats.errors.Error):
-            nc = await nats.connect(node.url, **ONCE)
-            try:
-                answer = await nc.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=2)
-                found: dict[str, Any] = json.loads(answer.data).get("cluster") or {}
-                if found.get("leader"):
-                    return found
-            finally:
-                await nc.close()
-    return {}
+@pytest.fixture(scope="module")
+def asked() -> list[Asked]:
+    """Whatever was asked for in any of these tests."""
+    return []
 
 
 @pytest.mark.timeout(240)
-async def test_the_leader_of_the_log_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
+async def test_the_leader_of_the_log_is_killed_and_nothing_is_lost(
+    system: System, nodes: list[Node], witness: Witness, asked: list[Asked]
+) -> None:
     dice = random.Random(SEED)
     say(f"FORGE_TEST_SEED={SEED}")
-    async with clustered(tmp_path) as (system, nodes), watching(system) as witness:
-        crowd = Crowd(system, scaled(40), users=6, dice=dice, pause=0.3)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(crowd.play())
-            await happened(witness, "completed", times=dice.randrange(3, 10))
-            leader = (await state(nodes))["leader"]
-            (killed,) = [node for node in nodes if node.name == leader]
-            if killed is system.nats:
-                system.down.add("nats")
-            killed.kill()
-            await wait_until(lambda: led_by_another(nodes, leader), 30, "another server leads the log", 0.2)
-            done = await finished(system)
-            await wait_until(lambda: more_than(system, done + 3), 60, "two servers go on", 0.2)
-        killed.launch()
-        system.down.discard("nats")
-        evidence = await settled(witness, crowd.asked, timeout=120)
-        assert set(ends(evidence)) == {"completed"}
-        await wait_until(lambda: whole(nodes), 30, "all three have everything again", 0.2)
+    crowd = Crowd(system, scaled(40), users=USERS, dice=dice, pause=0.3)
+    asked += crowd.asked
+    async with asyncio.TaskGroup() as group:
+        group.create_task(crowd.play())
+        await happened(witness, "completed", times=dice.randrange(3, 10))
+        leader = (await wait_until(lambda: state(nodes), 60, "a server leads the log"))["leader"]
+        (killed,) = [node for node in nodes if node.name == leader]
+        if killed is system.nats:
+            system.down.add("nats")
+        killed.kill()
+        await wait_until(lambda: led_by_another(nodes, leader), 60, "another server leads the log", 0.2)
+        asked += await two_go_on(system)
+    killed.launch()
+    system.down.discard("nats")
+    evidence = await settled(witness, asked, timeout=120)
+    assert set(ends(evidence)) == {"completed"}
+    await wait_until(lambda: whole(nodes), 60, "all three have everything again", 0.2)
 
 
-async def led_by_another(nodes: list[Node], leader: Any) -> bool:
-    return (await state(nodes)).get("leader") not in (None, leader)
+@pytest.mark.fault("C3")
+@pytest.mark.timeout(240)
+async def test_each_server_leaves_and_comes_back_under_load_and_nothing_is_lost(
+    system: System, nodes: list[Node], witness: Witness, asked: list[Asked]
+) -> None:
+    await system.order("sim", "render", {"least_ms": 5, "most_ms": 20})
+    async with balanced(system) as (client, balancer):
+        load = Load(client, asked, scaled(20))
+        async with asyncio.TaskGroup() as players:
+            for nth in range(USERS):
+                players.create_task(load.player(f"user-{nth}"))
+            for node in nodes:
+                before = balancer.answers.copy()
+                await restarted(system, node)
+                await load.goes_on(USERS, node.name)
+                say(f"{node.name}: {balancer.answers - before}")
+            load.enough.set()
+    evidence = await settled(witness, asked, timeout=120)
+    assert set(ends(evidence)) == {"completed"}
+    assert balancer.broken == []
+    assert balancer.answers.keys() <= {200, 202, 503}
+    assert system.deaths == []
 
 
-async def whole(nodes: list[Node]) -> bool:
-    others = (await state(nodes)).get("replicas", [])
-    return len(others) == SIZE - 1 and all(other["current"] for other in others)
+async def restarted(system: System, node: Node) -> None:
+    """As an upgrade does it: it hands over and leaves, and is started again; the next one's turn comes when
+    this one says that it is well."""
+    process = node.process
+    assert process is not None
+    if node is system.nats:
+        system.down.add("nats")
+    process.send(signal.SIGUSR2)
+    await wait_until(lambda: not process.running, 60, f"{node.name} has left")
+    assert process.exit_status == 0, process.last_words()
+    node.stop()
+    node.launch()
+    system.down.discard("nats")
+    await asyncio.to_thread(node.wait_ready)
+    async with httpx.AsyncClient(base_url=node.monitoring_url) as asking:
+
+        async def healthy() -> bool:
+            return (await asking.get("/healthz")).status_code == 200
+
+        await wait_until(healthy, 60, f"{node.name} has everything again", 0.1)
 
 
-async def finished(system: System) -> int:
-    async with system.client() as client:
-        answer = await client.get("/stats")
-        return int(answer.json()["total"]["completed"]) if answer.status_code == 200 else 0
+async def two_go_on(system: System) -> list[Asked]:
+    """More is asked for and drawn; told by the tables, as whoever looks on may have lost its own server."""
+    asked = [request("late") for _ in range(4)]
+    async with system.client("late") as client:
+        jobs = [await ask_until_answered(client, one) for one in asked]
 
+        async def drawn() -> bool:
+            answers = [await client.get(f"/jobs/{job}") for job in jobs]
+            return all(a.status_code == 200 and a.json()["status"] == "completed" for a in answers)
 
-async def more_than(system: System, jobs: int) -> bool:
-    return await finished(system) > jobs
+        await wait_until(drawn, 60, "two servers go on", 0.2)
+    return asked

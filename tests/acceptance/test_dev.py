@@ -37,7 +37,7 @@ class Dev:
 
     async def asset(self) -> dict[str, Any]:
         """Have a picture made."""
-        async with httpx.AsyncClient(base_url=self.url + API, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=self.url + API, timeout=30) as client:
             job = (await client.post("/jobs", json=SWATCH)).json()
 
             async def done() -> dict[str, Any] | None:
@@ -45,13 +45,13 @@ class Dev:
                 seen: dict[str, Any] = answer.json()
                 return seen if seen["status"] == "completed" else None
 
-            seen = await wait_until(done, 30, "the picture is made", 0.1)
+            seen = await wait_until(done, 60, "the picture is made", 0.1)
             assert seen is not None
             asset: dict[str, Any] = seen["assets"][0]
             return asset
 
     async def assets(self) -> set[str]:
-        async with httpx.AsyncClient(base_url=self.url + API, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=self.url + API, timeout=30) as client:
             return {asset["id"] for asset in (await client.get("/assets")).json()["items"]}
 
 
@@ -65,21 +65,21 @@ async def dev(data_dir: Path) -> AsyncIterator[Dev]:
     )
     assert process.stdout is not None
     try:
-        said = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        said = (await asyncio.wait_for(process.stdout.readline(), 90)).decode()
         ready = re.fullmatch(r"forge ready at (http://127\.0\.0\.1:\d+)\n", said)
         assert ready, f"it said {said!r}"
         yield Dev(process, ready[1], data_dir)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 40)
+        await asyncio.wait_for(process.wait(), 90)
 
 
 def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FORGE_")}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_after_a_kill_of_the_supervisor_the_next_start_goes_on(root: Path) -> None:
     async with dev(root) as first:
         made = await first.asset()
@@ -94,11 +94,11 @@ async def test_after_a_kill_of_the_supervisor_the_next_start_goes_on(root: Path)
         assert await second.assets() == {made["id"], again["id"]}
         second_family = second.family()
         second.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(second.process.wait(), 40) == 0
+        assert await asyncio.wait_for(second.process.wait(), 90) == 0
     assert not [pid for pid in second_family if alive(pid)]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_two_run_beside_each_other(root: Path) -> None:
     async with dev(root / "one") as one, dev(root / "two") as two:
         pictures = await asyncio.gather(one.asset(), two.asset())
@@ -108,7 +108,7 @@ async def test_two_run_beside_each_other(root: Path) -> None:
         assert await one.assets()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_a_second_demo_sees_what_the_first_one_made(root: Path) -> None:
     for earlier in (0, 12):
         status, told = await _run("demo", "--once", "--port", "0", "--data-dir", str(root))

@@ -17,8 +17,6 @@ from acceptance.system import System, running
 from volumes import small_volume
 from waiting import wait_until
 
-SLOW, QUICK = {"least_ms": 3000}, {"least_ms": 20}
-
 
 @contextlib.asynccontextmanager
 async def started(root: Path, **more: str) -> AsyncIterator[tuple[System, Witness]]:
@@ -38,34 +36,34 @@ def really_small(root: Path) -> Iterator[Path]:
 @pytest.mark.fault("D1")
 async def test_a_really_full_volume_stops_work_and_loses_none(root: Path, really_small: Path) -> None:
     async with started(root) as (system, witness), system.client("mei") as mei:
-        await system.order("sim", "render", SLOW)
+        await system.faults(frozen=True)  # nothing is drawn before there is no room for it
         asked = [request("mei") for _ in range(5)]
         jobs = [await ask_until_answered(mei, one) for one in asked]
         await happened(witness, "started", times=3)
         ballast = _filled(really_small / "ballast")
         await _is_refused(system, mei)
+        await system.faults(frozen=False)
 
         # what runs is drawn to its end and then finds no room
         await wait_until(lambda: _drawn(witness) == 3, 30, "three prompts are drawn")
-        await wait_until(lambda: "no room for a picture" in _log(system), 20, "a worker met the full disk")
-        await wait_until(lambda: witness.leftovers() == [], what="temporary files are gone")
+        await wait_until(lambda: "no room for a picture" in _log(system), 60, "a worker met the full disk")
+        await wait_until(lambda: witness.leftovers() == [], 30, what="temporary files are gone")
         assert _pictures(really_small) == [], "no picture, whole or half, is visible"
         assert _drawn(witness) == 3, "nothing new was begun"
         assert {(await mei.get(f"/jobs/{id_}")).status_code for id_ in jobs} == {200}, "reading goes on"
-        await wait_until(lambda: _levels(witness, 3), what="three lines were crossed")
+        await wait_until(lambda: _levels(witness, 3), 30, what="three lines were crossed")
 
-        await system.order("sim", "render", QUICK)
         ballast.unlink()
         asked.append(request("mei"))
         jobs.append(await ask_until_answered(mei, asked[-1]))
         evidence = await settled(witness, asked)
         assert ends(evidence) == ["completed"] * 6
         assert _never_failed(evidence), "a full disk costs no attempt"
-        assert await wait_until(lambda: _levels(witness, 6), what="and crossed back") == [
+        assert await wait_until(lambda: _levels(witness, 6), 30, what="and crossed back") == [
             *(("warn", True), ("clean", True), ("full", True)),
             *(("full", False), ("clean", False), ("warn", False)),
         ]
-        assert await _unready(system) == []
+        await wait_until(lambda: _well(system), 30, "all is well again")
         assert system.deaths == []
 
 
@@ -74,7 +72,7 @@ async def test_a_volume_that_the_settings_call_small_is_full_too(root: Path) -> 
     async with started(root, FORGE_DISK_LIMIT_BYTES="2000000") as (system, witness):
         system.start("housekeeping2")  # of two schedulers only one says it
         async with system.client("mei") as mei:
-            await system.order("sim", "render", SLOW)
+            await system.faults(frozen=True)
             asked = [request("mei") for _ in range(4)]
             jobs = [await ask_until_answered(mei, one) for one in asked]
             await happened(witness, "started", times=3)
@@ -84,21 +82,21 @@ async def test_a_volume_that_the_settings_call_small_is_full_too(root: Path) -> 
             await _is_refused(system, mei)
             again = await mei.post("/jobs", json=asked[0].body, headers={"Idempotency-Key": asked[0].key})
             assert again.json()["id"] == jobs[0], "what was accepted is told as before"
-            await wait_until(lambda: _levels(witness, 3), what="three lines were crossed")
+            await wait_until(lambda: _levels(witness, 3), 30, what="three lines were crossed")
             system.kill("housekeeping")
             system.kill("generation")  # whoever comes next waits for room, too
             before = len(_log(system))
             system.start("housekeeping", "generation")
-            await wait_until(lambda: "volume is full" in _log(system)[before:], 20, "the new one sees it")
+            await wait_until(lambda: "volume is full" in _log(system)[before:], 60, "the new one sees it")
             assert not any(event.type == "forge.job.adopted.v1" for event in await witness.events())
 
-            await system.order("sim", "render", QUICK)
+            await system.faults(frozen=False)
             (ballast / "file").unlink()
             evidence = await settled(witness, asked)
             assert ends(evidence) == ["completed"] * 4
             assert _never_failed(evidence)
             down = [("full", False), ("clean", False), ("warn", False)]
-            assert (await wait_until(lambda: _levels(witness, 6), what="and crossed back"))[3:] == down
+            assert (await wait_until(lambda: _levels(witness, 6), 30, what="and crossed back"))[3:] == down
             usage = (await mei.get("/usage", params={"metric_type": "disk_usage"})).json()["items"]
             assert {item["details"]["limit"] for item in usage} == {2_000_000}
             assert max(item["metric_value"] for item in usage) >= 1_950_000
@@ -110,7 +108,7 @@ async def _is_refused(system: System, client: httpx.AsyncClient) -> None:
     async def seen() -> bool:
         return await _unready(system) == ["disk"]
 
-    await wait_until(seen, 20, "the API sees that the disk is full")
+    await wait_until(seen, 60, "the API sees that the disk is full")
     for path, body in (("/jobs", request("mei").body), ("/batch", {"jobs": [request("mei").body]})):
         answer = await client.post(path, json=body)
         assert (answer.status_code, answer.json()["code"]) == (503, "disk_full"), answer.text
@@ -122,6 +120,10 @@ async def _unready(system: System) -> list[str]:
     async with httpx.AsyncClient() as client:
         checks: dict[str, Any] = (await client.get(f"{system.url('api')}/readyz")).json()["checks"]
     return [name for name, check in checks.items() if not check["ok"]]
+
+
+async def _well(system: System) -> bool:
+    return await _unready(system) == []
 
 
 def _filled(path: Path) -> Path:

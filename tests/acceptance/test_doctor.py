@@ -19,7 +19,7 @@ from acceptance.system import System, running
 from forge import topology
 from forge.broker import connect, request
 from forge.doctor import Finding, Level, examine
-from forge.doctor.gathering import SECONDS
+from forge.doctor.gathering import SECONDS, Clock, utc
 from waiting import wait_until
 
 SECRET = "a-secret-that-nobody-guesses"
@@ -34,32 +34,32 @@ class Clinic:
         self.system = system
         self.environ = system.environ("api")
 
-    async def examined(self, **changed: str) -> dict[str, Finding]:
-        """What is wrong, by check; ``changed`` are variables of the doctor's own."""
-        return wrong(await examine(self.environ | changed))
+    async def examined(self, clock: Clock = utc, **changed: str) -> dict[str, Finding]:
+        """What is wrong, by check; ``changed`` are variables of the doctor's own, and so is the ``clock``."""
+        return wrong(await examine(self.environ | changed, clock=clock))
 
-    async def well(self) -> None:
+    async def well(self, **changed: str) -> None:
         """Wait until nothing is wrong."""
 
         async def all_right() -> bool:
-            self.last = await self.examined()
+            self.last = await self.examined(**changed)
             return not self.last
 
         self.last: dict[str, Finding] = {}
         try:
-            await wait_until(all_right, 30, "the system is well", 0.1)
+            await wait_until(all_right, 60, "the system is well", 0.1)
         except AssertionError as error:
             raise AssertionError(self.last) from error
 
-    async def names(self, check: str, said: str, remedy: str, **changed: str) -> Finding:
+    async def names(self, check: str, said: str, remedy: str, clock: Clock = utc, **changed: str) -> Finding:
         """Wait until one thing is wrong, and nothing else; it is this, and this mends it."""
 
         async def only_that() -> bool:
-            self.last = await self.examined(**changed)
+            self.last = await self.examined(clock, **changed)
             return self.last.keys() == {check}
 
         try:
-            await wait_until(only_that, 20, f"only {check} is wrong", 0.1)
+            await wait_until(only_that, 60, f"only {check} is wrong", 0.1)
         except AssertionError as error:
             raise AssertionError(self.last) from error
         found = self.last[check]
@@ -99,7 +99,7 @@ class Clinic:
             async def done() -> bool:
                 return bool((await client.get(f"/jobs/{job['id']}")).json()["status"] == "completed")
 
-            await wait_until(done, 30, "the picture is made", 0.1)
+            await wait_until(done, 60, "the picture is made", 0.1)
 
     def client(self) -> Any:
         client = self.system.client()
@@ -160,13 +160,17 @@ async def test_a_projector_that_is_not_there_leaves_the_tables_behind(clinic: Cl
 async def test_servers_that_hang_are_told_in_time(clinic: Clinic) -> None:
     clinic.system.freeze("nats")
     clinic.system.freeze("postgres")
-    try:
+
+    async def told() -> dict[str, Finding]:
         async with asyncio.timeout(5 * SECONDS):
             found = await clinic.examined()
+        return found if found.keys() == {"nats", "postgres"} else {}  # a busy machine may add to them once
+
+    try:
+        found = await wait_until(told, 30, "these two hang")
     finally:
         clinic.system.thaw("nats")
         clinic.system.thaw("postgres")
-    assert found.keys() == {"nats", "postgres"}
     assert f"no answer within {SECONDS:.0f} s" in found["nats"].found
 
 
@@ -269,8 +273,8 @@ async def test_a_folder_of_comfyui_that_is_not_there(a_system: Clinic) -> None:
     ("by", "level"), [(timedelta(minutes=-10), Level.FAILURE), (timedelta(seconds=30), Level.WARNING)]
 )
 async def test_a_clock_that_is_wrong(a_system: Clinic, by: timedelta, level: Level) -> None:
-    [(check, found)] = wrong(await examine(a_system.environ, clock=lambda: datetime.now(UTC) + by)).items()
-    assert (check, found.level) == ("clocks", level)
+    found = await a_system.names("clocks", "", "", clock=lambda: datetime.now(UTC) + by)
+    assert found.level == level
     assert "set the clock of this machine right" in found.remedy
 
 
@@ -311,7 +315,7 @@ async def test_keys_that_can_be_guessed(a_system: Clinic) -> None:
     await a_system.names("keys", "there is no key", "forge keys create", FORGE_API_KEYS="")
     file = a_system.system.root / "keys"
     file.write_text(f"operator:ops:{SECRET}\n")
-    assert await a_system.examined(FORGE_API_KEYS="", FORGE_API_KEYS_FILE=str(file)) == {}
+    await a_system.well(FORGE_API_KEYS="", FORGE_API_KEYS_FILE=str(file))
     file.write_text("king:ops:secret")
     await a_system.names(
         "settings", "FORGE_API_KEYS", "another value", FORGE_API_KEYS="", FORGE_API_KEYS_FILE=str(file)
@@ -319,6 +323,7 @@ async def test_keys_that_can_be_guessed(a_system: Clinic) -> None:
 
 
 async def test_the_command_says_it_in_lines_and_in_json_and_by_its_status(a_system: Clinic) -> None:
+    await a_system.well()
     well = await a_system.forge("doctor")
     assert (well.returncode, well.stderr) == (0, "")
     assert "warning" not in well.stdout

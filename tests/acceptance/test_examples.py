@@ -52,10 +52,10 @@ class Example:
         return self.log.read_text()
 
     async def says(self, text: str) -> None:
-        await wait_until(lambda: text in self.said, 30, f"it says {text!r}; so far: {self.said}", 0.05)
+        await wait_until(lambda: text in self.said, 60, f"it says {text!r}; so far: {self.said}", 0.05)
 
     async def ends_well(self) -> list[str]:
-        await wait_until(lambda: not self.process.running, 40, f"the example ends; see {self.log}", 0.05)
+        await wait_until(lambda: not self.process.running, 90, f"the example ends; see {self.log}", 0.05)
         assert self.process.exit_status == 0, self.said
         return self.said.splitlines()
 
@@ -127,7 +127,7 @@ async def test_the_requests_of_the_readme(system: System, tmp_path: Path) -> Non
     async def answered(command: str) -> dict[str, Any]:
         command = command.replace("http://127.0.0.1:8600", system.url("api"))
         command = command.replace("curl -s", f"curl -sS -H 'Authorization: Bearer {OPERATOR}'")
-        run = functools.partial(subprocess.run, capture_output=True, check=True, text=True, timeout=30)
+        run = functools.partial(subprocess.run, capture_output=True, check=True, text=True, timeout=60)
         done = await asyncio.to_thread(run, ["sh", "-c", command], env={**os.environ, "PATH": path})
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
@@ -140,7 +140,7 @@ async def test_the_requests_of_the_readme(system: System, tmp_path: Path) -> Non
         seen = await answered(look.replace(accepted["id"], job["id"]))
         return seen if seen["status"] not in ("pending", "running") else None
 
-    done = await wait_until(is_over, 30, "the job is over")
+    done = await wait_until(is_over, 60, "the job is over")
     assert completed.keys() - {"…"} <= done.keys()
     assert (done["status"], done["attempts"]) == (completed["status"], completed["attempts"])
     assert completed["assets"][0].keys() <= done["assets"][0].keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +12,8 @@ import httpx
 import pytest
 
 from acceptance.evidence import Witness
-from acceptance.players import SEED, Crowd, ask, ask_until_answered, request, scaled
+from acceptance.failpoints import Failpoints
+from acceptance.players import SEED, Crowd, ask, ask_until_answered, in_time, request, scaled
 from acceptance.settling import ends, happened, settled
 from acceptance.system import System, running, say
 from waiting import wait_until
@@ -22,9 +22,14 @@ VICTIMS = ("generation", "dispatcher", "projector", "api", "nats", "postgres", "
 
 
 @pytest.fixture(scope="module")
-async def system(module_root: Path) -> AsyncIterator[System]:
+def failpoints(module_root: Path) -> Failpoints:
+    return Failpoints(module_root / "armed")
+
+
+@pytest.fixture(scope="module")
+async def system(module_root: Path, failpoints: Failpoints) -> AsyncIterator[System]:
     """One system for all tests here: whoever was killed before has to be as good as new."""
-    async with running(module_root, render_ms="50-200", apis=2) as system:
+    async with running(module_root, render_ms="50-200", apis=2, **failpoints.environ) as system:
         yield system
 
 
@@ -48,14 +53,15 @@ async def test_a_killed_part_loses_and_doubles_nothing(
 
 @pytest.mark.fault("K2")
 async def test_a_half_stored_picture_of_a_killed_worker_goes(
-    system: System, witness: Witness, crowds: list[Crowd]
+    system: System, witness: Witness, crowds: list[Crowd], failpoints: Failpoints
 ) -> None:
     async with system.client("mei") as mei:
+        failpoints.arm("worker: before the store", action="stop")
         asked = request("mei", params={"width": 1024, "height": 1024})
         id_ = await ask_until_answered(mei, asked)
-        await wait_until(witness.leftovers, 20, "it stores a picture", interval=0.001)
+        await wait_until(failpoints.taken, 60, "it stores a picture")
+        assert witness.leftovers(), "stopped in the act"
         system.kill("generation")
-        assert witness.leftovers(), "killed in the act"
         system.start("generation")
         await happened(witness, "adopted", job=id_)
     await settled(witness, [*(one for crowd in crowds for one in crowd.asked), asked])
@@ -65,17 +71,20 @@ async def test_a_half_stored_picture_of_a_killed_worker_goes(
 async def test_orders_that_vanish_are_given_again(
     system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
-    await system.order("sim", "render", {"least_ms": 800})
+    await system.faults(frozen=True)  # all three are there until somebody has looked for them
     async with system.client("mei") as mei:
         asked = [request("mei") for _ in range(8)]
-        for one in asked:
-            await ask_until_answered(mei, one)
-        await wait_until(lambda: witness.simulator("sim")[-1]["present"] == 3, 20, "three prompts")
-        system.start("generation2")  # with hands free for a fourth
+        jobs = [await ask_until_answered(mei, one) for one in asked]
+        await wait_until(lambda: witness.simulator("sim")[-1]["present"] == 3, 60, "three prompts")
+        system.start("generation2")
+        await system.working("generation2")  # with hands free for a fourth
         await witness.purge_orders()
         system.kill("generation")
         system.start("generation")
-        await happened(witness, "completed", job=asked[-1].answers[0])
+        for job in jobs[:3]:
+            await happened(witness, "adopted", job=job)
+        await system.faults(frozen=False)
+        await happened(witness, "completed", job=jobs[-1])
     await settled(witness, [*(one for crowd in crowds for one in crowd.asked), *asked])
 
 
@@ -87,14 +96,14 @@ async def test_requests_are_accepted_while_postgres_is_away(
         system.kill("postgres")
         asked = [request("mei") for _ in range(3)]
         for one in asked:
-            assert await ask(mei, one), "accepted without a table"
+            await ask_until_answered(mei, one)  # without a table
         drawn = [await happened(witness, "completed", job=one.answers[0]) for one in asked]
         for path in ("/queue", "/assets", f"/jobs/{asked[0].answers[0]}"):
             answer = await mei.get(path)
             assert (answer.status_code, "retry-after" in answer.headers) == (503, True), answer.text
         system.start("postgres")
         newest = max(event.seq for event in drawn)
-        await wait_until(lambda: _status(mei, f"/assets?min_seq={newest}", 200), 20, "the tables catch up")
+        await wait_until(lambda: _status(mei, f"/assets?min_seq={newest}", 200), 60, "the tables catch up")
     await settled(witness, [*(one for crowd in crowds for one in crowd.asked), *asked])
 
 
@@ -108,10 +117,8 @@ async def test_pictures_are_readable_while_nats_is_away(
         seq = (await happened(witness, "completed", job=id_)).seq
         await mei.get("/assets", params={"min_seq": seq})
         system.kill("nats")
-        began = time.monotonic()
         late = request("mei")
-        assert await ask(mei, late) is None
-        assert time.monotonic() - began < 3, "no hang: a second, and room for a busy machine"
+        assert await in_time(3, lambda: ask(mei, late)) is None, "a second, and room for a busy machine"
         listed = (await mei.get("/assets")).json()["items"]
         assert (await mei.get(f"/assets/{listed[0]['id']}/file")).status_code == 200
         system.start("nats")

@@ -76,7 +76,9 @@ async def test_an_api_short_of_memory_sheds_work_answers_readers_and_recovers(ro
                 assert int(refused.headers["retry-after"]) > 0
                 for path in ("/queue", "/assets", "/stats", "/usage"):
                     assert (await mei.get(path)).status_code == 200, "reading goes on"
-                assert await _unready(system) == ["memory"]
+                await wait_until(
+                    lambda: _short_of_memory(system), 30, "it says so, and that all else is well"
+                )
             asked.append(request("mei"))
             await ask_until_answered(mei, asked[-1])  # as soon as the memory is given back
             evidence = await settled(witness, asked)
@@ -97,8 +99,8 @@ async def test_a_worker_short_of_memory_begins_nothing_and_loses_nothing(root: P
             for one in asked:
                 await ask_until_answered(mei, one)
             log = system.root / "log" / "generation.log"
-            await wait_until(lambda: log.exists() and "memory is short" in log.read_text(), 20, "it is short")
-            await wait_until(lambda: _three_orders(witness), what="orders wait for a worker")
+            await wait_until(lambda: log.exists() and "memory is short" in log.read_text(), 60, "it is short")
+            await wait_until(lambda: _three_orders(witness), 60, "orders wait for a worker")
             assert not any(event.type == "forge.job.started.v1" for event in await witness.events())
             await _anew(system, "generation", FORGE_MEMORY_LIMIT_BYTES=str(1024 * MIB))
             evidence = await settled(witness, asked)
@@ -173,6 +175,10 @@ async def _shed(client: httpx.AsyncClient) -> httpx.Response:
     assert answer is not None
     assert answer.json()["code"] == "overloaded", answer.text
     return answer
+
+
+async def _short_of_memory(system: System) -> bool:
+    return await _unready(system) == ["memory"]
 
 
 async def _unready(system: System) -> list[str]:

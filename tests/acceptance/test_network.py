@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from acceptance.evidence import Witness
-from acceptance.players import SEED, Crowd, ask, ask_until_answered, request, scaled
+from acceptance.players import SEED, Crowd, ask, ask_until_answered, in_time, request, scaled
 from acceptance.settling import ends, settled
 from acceptance.system import System, running, say
 from waiting import wait_until
@@ -47,9 +46,8 @@ async def _spoil(system: System, server: str, dice: random.Random) -> None:
     for _ in range(3):
         await asyncio.sleep(dice.uniform(0.1, 0.6))
         link.reset()
-    if server == "sim":  # what NATS and Postgres say has no checksum of its own; TCP's has to do
-        link.corrupt = 2
-        await asyncio.sleep(0.5)
+    link.corrupt = 2
+    await asyncio.sleep(0.5)
     link.hole()
     await asyncio.sleep(2)
     link.heal()
@@ -62,21 +60,18 @@ async def test_a_black_hole_is_told_in_time_and_heals(
     asked = request("mei")
     async with system.client("mei") as mei:
         system.links["nats"].hole()
-        began = time.monotonic()
-        assert await ask(mei, asked) is None, "a 503 that says when to come again"
-        assert time.monotonic() - began < 3, "no hang: a second, and room for a busy machine"
+        answered = await in_time(3, lambda: ask(mei, asked))  # a second, and room for a busy machine
+        assert answered is None, "a 503 that says when to come again"
         system.links["nats"].heal()
         await ask_until_answered(mei, asked)
 
         system.links["postgres"].hole()
-        began = time.monotonic()
-        answer = await mei.get("/assets")
+        answer = await in_time(8, lambda: mei.get("/assets"))
         assert (answer.status_code, "retry-after" in answer.headers) == (503, True), answer.text
-        assert time.monotonic() - began < 8
         system.links["postgres"].heal()
 
         async def read() -> bool:
             return (await mei.get("/assets")).status_code == 200
 
-        await wait_until(read, 20, "the tables are read again")
+        await wait_until(read, 60, "the tables are read again")
     await settled(witness, [*(one for crowd in crowds for one in crowd.asked), asked])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from acceptance.checker import Asked, check
+from acceptance.checker import Asked, check, drawn_twice
 from acceptance.evidence import Evidence, Message
 from acceptance.order import out_of_turn
 from acceptance.players import ask_until_answered, request, scaled
@@ -32,7 +32,7 @@ KINDS = ("ui_icon", "character_portrait", "npc_bust", "fate_card")
 @pytest.fixture(scope="module")
 def asked() -> list[Asked]:
     dice = random.Random(20)
-    kinds = dice.choices(KINDS, k=scaled(200))
+    kinds = dice.choices(KINDS, k=scaled(120))
     return [
         request(f"user-{nth % USERS}", priority=dice.randint(1, 10), job_type=kind)
         for nth, kind in enumerate(kinds)
@@ -154,6 +154,10 @@ def _drawn_twice(e: Evidence) -> None:
     e.simulators["sim"].insert(9, next(x for x in e.simulators["sim"] if x["event"] == "started"))
 
 
+def _drawn_at_two_places(e: Evidence) -> None:
+    e.simulators["sim2"] = [next(x for x in e.simulators["sim"] if x["event"] == "started")]
+
+
 def _prompt_is_left(e: Evidence) -> None:
     e.simulators["sim"][-1]["present"] = 1
 
@@ -222,6 +226,7 @@ BUGS = (
     _a_fourth_prompt,
     _four_in_two_places,
     _drawn_twice,
+    _drawn_at_two_places,
     _prompt_is_left,
     _file_is_left_in_tmp,
     _file_is_left_at_comfyui,
@@ -254,6 +259,13 @@ def test_the_checker_finds_lost_and_doubled_requests(evidence: Evidence, asked: 
     other.data["session_id"] = one.data["session_id"]
     with pytest.raises(AssertionError, match="is 2 jobs in the log"):
         check(twin, asked)
+
+
+def test_what_a_comfyui_forgot_when_it_died_may_be_given_to_it_again(evidence: Evidence) -> None:
+    again = copy.deepcopy(evidence)
+    given = [x for x in again.simulators["sim"] if x["event"] in ("submitted", "started")][:2]
+    again.simulators["sim"] += [{"event": "booted"}, *given]
+    assert list(drawn_twice(again)) == []
 
 
 def test_the_order_is_told_from_its_opposite(evidence: Evidence) -> None:

@@ -17,6 +17,7 @@ import nats
 import pytest
 
 from acceptance.job_types import write_swatch
+from acceptance.players import granted
 from acceptance.system import System, running
 from waiting import wait_until
 
@@ -38,7 +39,7 @@ async def system(module_root: Path) -> AsyncIterator[System]:
 
 
 async def asked(client: httpx.AsyncClient, **body: Any) -> str:
-    answer = await client.post("/jobs", json={"job_type": "ui_icon", **body})
+    answer = await granted(client, "POST", "/jobs", json={"job_type": "ui_icon", **body})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
@@ -59,7 +60,7 @@ async def expired(system: System, client: httpx.AsyncClient, **body: Any) -> dic
         left = list(system.assets_dir.glob(f"assets/*/*/{made['content_hash']}*"))
         return not left and (await client.get(f"/assets/{made['id']}")).status_code == 404
 
-    await wait_until(gone, 30, "the asset is gone", 0.1)
+    await wait_until(gone, 60, "the asset is gone", 0.1)
     return dict(made)
 
 
@@ -67,7 +68,7 @@ async def regenerated(client: httpx.AsyncClient, asset: dict[str, Any]) -> tuple
     """What forge says of the attempt, and the content that it drew."""
     # ComfyUI keeps the results of its last prompt: then it would not draw at all
     await over(client, await asked(client, params={**ICON, "seed": next(_seeds)}))
-    answer = await client.post(f"/assets/{asset['id']}/regenerate")
+    answer = await granted(client, "POST", f"/assets/{asset['id']}/regenerate")
     assert (answer.status_code, answer.json()["cached"]) == (202, False), answer.text
     job = await over(client, answer.json()["id"])
     history = (await client.get(f"/jobs/{job['id']}/history")).json()["items"]
@@ -101,7 +102,7 @@ async def test_what_its_recipe_cannot_draw_any_more_says_why(system: System) -> 
         system.kill("api")
         system.start("api")
         await system.ready()
-        answer = await mei.post(f"/assets/{asset['id']}/regenerate")
+        answer = await granted(mei, "POST", f"/assets/{asset['id']}/regenerate")
         assert (answer.status_code, answer.json()["code"]) == (409, "cannot_regenerate")
         assert "has changed" in answer.json()["detail"]
 
@@ -148,7 +149,7 @@ async def test_the_past_is_told_as_it_was(system: System) -> None:
             counts = (await client.get("/queue")).json()["counts"]
             return (counts.get("running"), counts.get("pending")) == (3, 5)
 
-        await wait_until(held, 30, "three are at ComfyUI", 0.05)
+        await wait_until(held, 60, "three are at ComfyUI", 0.05)
         queue = (await client.get("/queue", params={"status": "pending"})).json()["items"]
         limits = (await client.get("/limits")).json()["items"]
         assets = (await client.get("/assets", params={"session_id": "past"})).json()["items"]
@@ -156,7 +157,7 @@ async def test_the_past_is_told_as_it_was(system: System) -> None:
         await system.faults(frozen=False)
         for job in jobs:
             await over(client, job)
-        assert (await client.delete(f"/assets/{assets[0]['id']}")).status_code == 204
+        assert (await granted(client, "DELETE", f"/assets/{assets[0]['id']}")).status_code == 204
 
     told = await forge(system, "at", then, "queue", "--user", "lan", "--status", "pending")
     assert places(told["items"]) == places(queue)

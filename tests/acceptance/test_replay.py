@@ -34,6 +34,7 @@ async def test_it_rebuilds_while_jobs_complete_and_readers_read(
     system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     async with _busy(system, crowds) as seen:
+        await wait_until(lambda: _begun(system), 30, "every live table has come to an event", 0.1)
         for nth in range(2):
             told = await _replayed(system, f"replay-{nth}", "all")
             assert told["differences"] == []
@@ -50,12 +51,9 @@ async def test_it_rebuilds_while_jobs_complete_and_readers_read(
 async def test_one_that_is_killed_is_run_again(system: System, witness: Witness, crowds: list[Crowd]) -> None:
     async with _busy(system, crowds):
         for nth in range(3):
-            replay = _command(system, f"killed-{nth}", "all")
-            replay.launch()
-            await wait_until(lambda: _there(system, "forge_shadow"), 20, "a replay is under way", 0.002)
-            replay.kill()
+            await _killed_in_the_act(system, _command(system, f"killed-{nth}", "all"))
         await _replayed(system, "after-the-kills", "all")
-    assert not await _there(system, "forge_shadow")
+    assert await _shadow(system) is None
     await _judged(witness, crowds)
 
 
@@ -64,13 +62,31 @@ async def test_a_wiped_database_is_rebuilt_while_forge_serves(
     system: System, witness: Witness, crowds: list[Crowd]
 ) -> None:
     async with _busy(system, crowds) as seen, system.client("mei") as mei:
-        connection = await asyncpg.connect(system.postgres_dsn)
-        await connection.execute("drop schema public cascade")
-        await connection.close()
+        await wait_until(lambda: _wiped(system), 60, "all tables are gone")
         await ask_until_answered(mei, request("mei"))
     say(f"readers saw {seen}")
     await _judged(witness, crowds)
     assert system.deaths == []
+
+
+async def _wiped(system: System) -> bool:
+    connection = await asyncpg.connect(system.postgres_dsn)
+    try:
+        await connection.execute("drop schema public cascade")
+    except asyncpg.DeadlockDetectedError:  # with somebody who writes to several tables
+        return False
+    finally:
+        await connection.close()
+    return True
+
+
+async def _begun(system: System) -> bool:
+    connection = await asyncpg.connect(system.postgres_dsn)
+    try:
+        at = await connection.fetch("select seq from projection_checkpoint where projection <> 'usage'")
+        return len(at) == len(PROJECTIONS) - 1 and all(row["seq"] for row in at)
+    finally:
+        await connection.close()
 
 
 @asynccontextmanager
@@ -109,17 +125,40 @@ def _command(system: System, name: str, *words: str) -> Command:
 async def _replayed(system: System, name: str, *words: str) -> dict[str, Any]:
     replay = _command(system, name, *words, "--json")
     process = replay.launch()
-    await wait_until(lambda: not process.running, 60, "the replay ends")
+    await wait_until(lambda: not process.running, 100, "the replay ends")
     said = replay.log.read_text()
     assert process.exit_status == 0, said
     told: dict[str, Any] = msgspec.json.decode(said[said.index("{") :])
     return told
 
 
-async def _there(system: System, schema: str) -> bool:
+async def _killed_in_the_act(system: System, replay: Command) -> None:
+    """Kill it once it has begun to fill tables of its own, not those that another one left."""
+    before, process = await _shadow(system), replay.launch()
+    connection = await asyncpg.connect(system.postgres_dsn)
+
+    async def under_way() -> bool:
+        nonlocal process
+        if not process.running:  # it was done before anybody looked
+            process = replay.launch()
+        return await connection.fetchval(_SHADOW) not in (None, before)
+
+    try:
+        await wait_until(under_way, 60, "a replay is under way", 0.002)
+    finally:
+        await connection.close()
+        replay.kill()
+
+
+_SHADOW = "select oid from pg_namespace where nspname = 'forge_shadow'"
+
+
+async def _shadow(system: System) -> int | None:
+    """Where a replay is under way, or was ended before its end."""
     connection = await asyncpg.connect(system.postgres_dsn)
     try:
-        return bool(await connection.fetchval("select to_regnamespace($1) is not null", schema))
+        found: int | None = await connection.fetchval(_SHADOW)
+        return found
     finally:
         await connection.close()
 

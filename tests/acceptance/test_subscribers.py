@@ -96,11 +96,13 @@ async def test_a_service_hears_of_everything_whoever_dies(root: Path, services: 
         services.append(late := Service(system, "late"))
         await late.has_heard(len(asked) - 25)
         assert heard(late.path) == heard(shop.path)[25:]
-        told = [json.loads(line) for line in (await forge(system, "list", "--json")).splitlines()]
-        assert [(one["name"], one["to_come"], one["acked"]) for one in told] == [
-            ("late", 0, len(asked)),
-            ("shop", 0, len(asked)),
-        ]
+
+        async def all_acked() -> bool:  # which comes after it was written down
+            told = [json.loads(line) for line in (await forge(system, "list", "--json")).splitlines()]
+            standing = [(one["name"], one["to_come"], one["acked"]) for one in told]
+            return standing == [("late", 0, len(asked)), ("shop", 0, len(asked))]
+
+        await wait_until(all_acked, 30, "both are told to have acked everything")
 
 
 def test_the_example_is_short() -> None:

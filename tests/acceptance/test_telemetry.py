@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import httpx
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from acceptance.collector import Collector, Hop, collecting, plain_labels
 from acceptance.evidence import Evidence, Witness
 from acceptance.players import request
 from acceptance.settling import happened, settled
-from acceptance.system import API, System, running
+from acceptance.system import API, PATIENCE, System, running
 from waiting import wait_until
 
 SECRET = "s3cret-of-the-operator"
 PROMPT = "a jade hairpin nobody must read in a log"
 TRACE, OTHER = "0af7651916cd43dd8448eb211c80319c", "1bf7651916cd43dd8448eb211c80319d"
+OPENING = "4ef7651916cd43dd8448eb211c8031a0"
 UNSAMPLED, LAST = "2cf7651916cd43dd8448eb211c80319e", "3df7651916cd43dd8448eb211c80319f"
 CLIENT = "b7ad6b7169203331"
 BEARER = {"Authorization": f"Bearer {SECRET}"}
@@ -66,30 +70,34 @@ async def system(module_root: Path, collector: Collector) -> AsyncIterator[Syste
 
 @pytest.fixture(scope="module")
 async def client(system: System) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=system.url("api") + API, headers=BEARER, timeout=10.0) as client:
+    async with httpx.AsyncClient(
+        base_url=system.url("api") + API, headers=BEARER, timeout=PATIENCE
+    ) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-async def evidence(client: httpx.AsyncClient, witness: Witness) -> Evidence:
-    """After one request of a client that traces, and names its request."""
+async def evidence(system: System, client: httpx.AsyncClient, witness: Witness) -> Evidence:
+    """After one request of a client that traces, and names its request, while somebody listens."""
     wide = {"prompt": PROMPT, "width": 640, "height": 640}  # enough for thumbnails
     asked = request("mei", params=wide)
     headers = {"X-Request-Id": "order-66", "traceparent": f"00-{TRACE}-{CLIENT}-01", "X-Forge-User": "mei"}
-    answer = await client.post("/jobs", json=asked.body, headers=headers)
-    assert answer.status_code == 202, answer.text
-    assert answer.headers["x-request-id"] == "order-66"
-    asked.answers.append(answer.json()["id"])
-    await happened(witness, "completed", job=asked.answers[0])
-    return await settled(witness, [asked])
+    async with _listening(system, OPENING):
+        answer = await client.post("/jobs", json=asked.body, headers=headers)
+        assert answer.status_code == 202, answer.text
+        assert answer.headers["x-request-id"] == "order-66"
+        asked.answers.append(answer.json()["id"])
+        await happened(witness, "completed", job=asked.answers[0])
+        return await settled(witness, [asked])
 
 
 async def test_one_request_is_one_trace_with_every_hop(collector: Collector, evidence: Evidence) -> None:
     def told() -> bool:
         found = [hop.name for hop in collector.of(TRACE)]
-        return set(HOPS) <= set(found) and found.count("forge.project") == len(evidence.events)
+        count = len(evidence.events)
+        return set(HOPS) <= set(found) and found.count("forge.project") == found.count("forge.tell") == count
 
-    await wait_until(told, what=f"every hop is collected: {[h.name for h in collector.hops]}")
+    await wait_until(told, 60, f"every hop is collected: {[h.name for h in collector.hops]}")
     hops = {hop.id: hop for hop in collector.of(TRACE)}
     root = next(hop for hop in hops.values() if hop.parent not in hops)
     assert (root.name, root.parent) == ("POST /api/v1/comfyui/jobs", CLIENT)
@@ -98,15 +106,28 @@ async def test_one_request_is_one_trace_with_every_hop(collector: Collector, evi
     lies_in = {(hop.name, hops[hop.parent].name) for hop in hops.values() if hop is not root}
     assert set(HOPS.items()) <= lies_in, lies_in
     assert ("forge.append", "forge.job.conclude") in lies_in
-    assert {parent for name, parent in lies_in if name == "forge.project"} == {
-        "POST /api/v1/comfyui/jobs",
-        "forge.job.run",
-        "forge.job.conclude",
-    }
+    for reader in ("forge.project", "forge.tell"):
+        assert {parent for name, parent in lies_in if name == reader} == {
+            "POST /api/v1/comfyui/jobs",
+            "forge.job.run",
+            "forge.job.conclude",
+        }
     assert {hop.service for hop in hops.values()} == {"forge-api", "forge-worker"}
     for hop in hops.values():
         assert hop.ended >= hop.began >= root.began, hop
         assert not hop.error, hop
+
+
+async def test_a_socket_that_is_opened_is_a_hop_and_one_that_is_turned_away_says_why(
+    system: System, collector: Collector, evidence: Evidence
+) -> None:
+    async with _listening(system, OPENING, "nobody's") as socket:
+        with pytest.raises(ConnectionClosed, match="4401"):
+            await socket.recv()
+    await wait_until(lambda: len(collector.of(OPENING)) == 2, 60, "both are collected")
+    opened, refused = collector.of(OPENING)
+    assert {(hop.name, hop.parent) for hop in (opened, refused)} == {("GET /api/v1/comfyui/events", CLIENT)}
+    assert (opened.error, refused.error, refused.attributes["error.type"]) == (False, True, "4401")
 
 
 async def test_events_and_what_other_services_read_are_part_of_it(
@@ -133,7 +154,7 @@ async def test_numbers_go_to_the_collector_too(
         ended = collector.numbers.get("forge-api", {}).get("forge_jobs_ended_total")
         return ended is not None and ended.sum.data_points[0].as_double == 1
 
-    await wait_until(told, what="the job that ended is exported")
+    await wait_until(told, 60, "the job that ended is exported")
 
     async def all_of_them() -> bool:
         async with httpx.AsyncClient(base_url=system.url("api")) as plain:
@@ -144,7 +165,7 @@ async def test_numbers_go_to_the_collector_too(
         )
 
     await wait_until(
-        all_of_them, what="what /metrics shows is exported, too"
+        all_of_them, 60, "what /metrics shows is exported, too"
     )  # some only while a worker is heard
     numbers = collector.numbers["forge-api"]
     (ended,) = numbers["forge_jobs_ended_total"].sum.data_points
@@ -160,7 +181,7 @@ async def test_numbers_go_to_the_collector_too(
         found = collector.numbers.get("forge-worker", {}).get("forge_part_seconds")
         return {plain_labels(p)["part"] for p in found.histogram.data_points if p.count} if found else set()
 
-    await wait_until(lambda: parts() & {"forge.comfyui.wait", "forge.append"}, what="a worker exports")
+    await wait_until(lambda: parts() & {"forge.comfyui.wait", "forge.append"}, 60, "a worker exports")
 
 
 async def test_a_worker_with_a_port_says_how_it_is(system: System, evidence: Evidence) -> None:
@@ -184,19 +205,28 @@ async def test_a_worker_with_a_port_says_how_it_is(system: System, evidence: Evi
             assert shown["forge_orders"].samples[0].value == 1
 
 
-async def test_a_job_that_fails_is_found_by_what_its_client_was_told(
+async def test_a_job_is_found_by_what_its_client_was_told(
     system: System, client: httpx.AsyncClient, witness: Witness, evidence: Evidence
 ) -> None:
-    """At a worker, long after the request."""
+    """Whatever became of it, at a worker long after the request too."""
     await system.faults(fail_next=1)
     body = {"job_type": "ui_icon", "params": {"prompt": PROMPT, "width": 256, "height": 256}}
     headers = {"traceparent": f"00-{OTHER}-{CLIENT}-01"}
     answer = await client.post("/jobs", json=body, headers=headers)
     job, told = answer.json()["id"], answer.headers["x-request-id"]
     await happened(witness, "completed", job=job)
-    (line,) = [line for line in _lines(system) if line.get("correlation") == told]
-    assert (line["event"], line["code"]) == ("an attempt failed", "prompt_failed")
-    assert (line["job"], line["attempt"], line["trace"]) == (job, "1", OTHER)
+
+    def written() -> list[dict[str, Any]]:
+        lines = [line for line in _lines(system) if line.get("correlation") == told]
+        return lines if any(line["event"] == "completed" for line in lines) else []
+
+    lines = await wait_until(written, 60, "the worker has written its last line, which comes after the event")
+    assert {line["job"] for line in lines} == {job}
+    assert {line["trace"] for line in lines} == {OTHER}
+    accepted, failed, completed = sorted(lines, key=lambda line: line["at"])
+    assert (accepted["event"], accepted["role"]) == ("accepted", "api")
+    assert (failed["event"], failed["attempt"], failed["code"]) == ("an attempt failed", "1", "prompt_failed")
+    assert (completed["event"], completed["attempt"], completed["role"]) == ("completed", "2", "worker")
 
 
 async def test_a_client_that_does_not_sample_is_heeded(
@@ -207,7 +237,7 @@ async def test_a_client_that_does_not_sample_is_heeded(
     answer = await client.post("/jobs", json=asked.body, headers={"traceparent": unsampled})
     await happened(witness, "completed", job=answer.json()["id"])
     await client.get("/queue", headers={"traceparent": sampled})
-    await wait_until(lambda: collector.of(LAST), what="what came later is collected")
+    await wait_until(lambda: collector.of(LAST), 60, "what came later is collected")
     assert collector.of(UNSAMPLED) == []
     mine = [e for e in await witness.events() if e.data.get("job_id") == answer.json()["id"]]
     kept = {event.headers["traceparent"][3:35] + event.headers["traceparent"][-3:] for event in mine}
@@ -239,16 +269,26 @@ async def test_work_goes_on_without_the_collector(
     def complaints() -> list[dict[str, Any]]:
         return [line for line in _lines(system, "api") if line["logger"].startswith("opentelemetry")]
 
-    (said,) = await wait_until(complaints, what="it is said")
+    (said,) = await wait_until(complaints, 60, "it is said")
     assert said["level"] == "error"
     assert system.deaths == []
+
+
+@asynccontextmanager
+async def _listening(system: System, trace: str, secret: str = SECRET) -> AsyncIterator[ClientConnection]:
+    """A socket of somebody who traces, from its welcome on."""
+    headers = {"Authorization": f"Bearer {secret}", "traceparent": f"00-{trace}-{CLIENT}-01"}
+    address = system.url("api").replace("http", "ws", 1) + f"{API}/events"
+    async with connect(address, additional_headers=headers) as socket:
+        await socket.recv()
+        yield socket
 
 
 async def _hop(collector: Collector, name: str) -> Hop:
     def find() -> list[Hop]:
         return [hop for hop in collector.of(TRACE) if hop.name == name]
 
-    return (await wait_until(find, what=name))[0]
+    return (await wait_until(find, 60, name))[0]
 
 
 def _series(text: str) -> list[Metric]:

@@ -12,10 +12,32 @@ import pytest
 from nats.aio.client import Client
 
 from api.serving import Serve, Served, listening, parts_over
-from forge import database, topology
+from forge import admissions, database, provenance, topology, uploads
+from forge.api import assets, checkpoint, fresh, jobs, keys, limits, operations, reads, tickets
 from forge.broker import connect
+from forge.projections import reading
 from forge.settings import Settings
 from forge.workers import projector
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """forge waits for its servers as long as a machine may stall on which much else runs: a disk that takes
+    a second for a write is not what these tests are about. Those that are set the limit they mean."""
+    for module in (admissions, assets, jobs, keys, limits, provenance):
+        monkeypatch.setattr(module, "SUBMIT_SECONDS", 10.0)
+    for module, name in (
+        (uploads, "_CLIENT_SECONDS"),
+        (assets, "_REPORT_SECONDS"),
+        (reads, "_WRITE_SECONDS"),
+        (tickets, "_ASK_SECONDS"),
+        (reading, "SECONDS"),
+        (fresh, "_MISSING_SECONDS"),
+        (fresh, "_CHANGED_SECONDS"),
+        (operations, "_CHECK_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 10.0)
+    monkeypatch.setattr(checkpoint, "WAIT_SECONDS", 15.0)
 
 
 @pytest.fixture
@@ -40,7 +62,7 @@ async def serve(nats_client: Client, settings: Settings) -> AsyncIterator[Serve]
             stack.push_async_callback(_ended, asyncio.create_task(parts.live.run()))
             if projecting:
                 stack.push_async_callback(_ended, asyncio.create_task(projector.run(nats_client, pool)))
-            await asyncio.wait_for(parts.admissions.caught_up.wait(), 10)
+            await asyncio.wait_for(parts.admissions.caught_up.wait(), 30)
             base_url, gate = await stack.enter_async_context(listening(parts))
             return Served(parts, base_url, gate)
 

@@ -18,10 +18,14 @@ from forge.domain.ids import asset_id
 from forge.domain.jobs import Complete, FailAttempt, Start
 from forge.events.assets import AssetStored
 from forge.events.jobs import Produced
+from waiting import wait_until
 
 
 async def load(parts: Parts, user: str, job: dict[str, Any]) -> Loaded:
-    waiting = parts.admissions.line.jobs[UUID(job["id"])]
+    async def in_line() -> Any:  # a retry stands there when it was read back
+        return parts.admissions.line.jobs.get(UUID(job["id"]))
+
+    waiting = await wait_until(in_line, what="the job stands in line")
     return await parts.jobs.load(user, waiting.id, waiting.submitted_seq, waiting.admitted_seq)
 
 

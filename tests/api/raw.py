@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Answer(msgspec.Struct):

@@ -50,7 +50,7 @@ class Served:
         """A client that speaks for a user; paths are relative to the API's root."""
         headers = {} if user is None else {"X-Forge-User": user}
         headers |= {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.base_url + ROOT, headers=headers, timeout=20.0)
+        return httpx.AsyncClient(base_url=self.base_url + ROOT, headers=headers, timeout=60.0)
 
 
 Serve = Callable[..., Awaitable[Served]]
@@ -87,7 +87,7 @@ async def parts_over(
         blobs=blobs,
         capacity=capacity,
         workshop=await stack.enter_async_context(Workshop()),
-        live=Live(nc, admissions, pool),
+        live=Live(nc, admissions, pool, snapshot_events=settings.snapshot_events),
         open_to_loopback=open_to_loopback,
     )
 
@@ -103,4 +103,4 @@ async def listening(parts: Parts) -> AsyncIterator[tuple[str, Gate]]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
     parts.live.close()
     server.should_exit = True
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 30)

@@ -16,6 +16,12 @@ from waiting import wait_until
 SINCE = "2026-05-01T12:00:00Z"
 
 
+@pytest.fixture(autouse=True)
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker said once holds for the whole test."""
+    monkeypatch.setattr(backends, "STALE_SECONDS", 600.0)
+
+
 def told(worker: str, *healthy: bool) -> bytes:
     """What a worker publishes, preferred first."""
     seen = [

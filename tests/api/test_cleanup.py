@@ -48,7 +48,7 @@ async def cleaning(served: Served) -> Any:
     task = asyncio.create_task(Cleanup(served.parts.retention, 0.0).run(stop))
     yield
     stop.set()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_a_dry_run_shows_and_takes_nothing(
@@ -179,7 +179,7 @@ async def test_much_at_once_waits_for_its_number(
     told = await clean(operator, **body, confirm=number)
     assert told["id"] is not None
     assert not told["held"]
-    await wait_until(lambda: gone(mei, source), 20)
+    await wait_until(lambda: gone(mei, source), 60)
 
 
 # ----------------------------------------------------------------------- pins

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from api.serving import Serve
+from forge.api import fresh
 
 
-async def test_tables_that_tell_of_nothing_are_not_listed(serve: Serve) -> None:
+async def test_tables_that_tell_of_nothing_are_not_listed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh, "_MISSING_SECONDS", 0.3)
     served = await serve(projecting=False)
     async with served.client("mei") as mei:
         assert (await mei.get("/queue")).json()["items"] == [], "nothing is what the log tells, too"

@@ -22,6 +22,8 @@ from api.raw import Answer, ask
 from api.serving import ROOT, Serve, Served
 from forge.settings import ApiKey, Settings
 
+pytestmark = pytest.mark.timeout(600)  # thousands of requests each
+
 KEY = "an operator's"
 JSON = (b"Content-Type", b"application/json")
 
@@ -289,7 +291,6 @@ async def test_there_is_no_place_that_breaks_it(locked: Served) -> None:
                 assert answer.type == "application/problem+json", (method, target, answer.body)
 
 
-@pytest.mark.timeout(300)
 async def test_schemathesis_finds_nothing(locked: Served, document: dict[str, Any], tmp_path: Path) -> None:
     """What a machine thinks of; the same each time. Run it by hand with another seed and more examples."""
     checks = [

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from nats.aio.client import Client
 
 from api.making import completed, failed, started
 from api.serving import Serve, Served
+from folding import fold
+from forge.api import fresh
+from forge.events.envelope import Recorded
+from forge.follower import follow
+from waiting import wait_until
 
 CARD: dict[str, Any] = {"job_type": "fate_card", "params": {"prompt": "a crane above the clouds"}}
 
@@ -164,6 +172,37 @@ async def test_a_failed_job_is_asked_for_again(served: Served, mei: httpx.AsyncC
     assert (await mei.post(f"/jobs/{job['id']}/retry")).json()["code"] == "job_not_failed"
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_failure_that_an_api_has_not_read_yet_is_waited_for(
+    served: Served,
+    serve: Serve,
+    mei: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: bool,
+) -> None:
+    job, live, reads = await submitted(mei), served.parts.live, asyncio.Event()
+    take = live._take
+
+    async def late(records: list[Recorded]) -> None:
+        await reads.wait()
+        await take(records)
+
+    monkeypatch.setattr(live, "_take", late)
+    await failed(served.parts, "mei", job)
+    asking = asyncio.create_task(mei.post(f"/jobs/{job['id']}/retry"))
+    waiters = served.parts.admissions.moved._waiters  # type: ignore[attr-defined]  # typeshed lacks it
+    await wait_until(lambda: waiters or asking.done(), 10, "the request waits")
+    if elsewhere:
+        other = await serve(projecting=False)
+        async with other.client("mei") as client:
+            assert (await client.post(f"/jobs/{job['id']}/retry")).status_code == 202
+    reads.set()
+    # who comes second is told so, or gets the very retry that the first one got
+    assert (await asking).status_code in ((202, 409) if elsewhere else (202,))
+    history = (await mei.get(f"/jobs/{job['id']}/history")).json()["items"]
+    assert [event["type"] for event in history].count("job.retried") == 1
+
+
 @pytest.mark.parametrize("ending", [None, completed])
 async def test_only_a_failed_job_can_be_retried(served: Served, mei: httpx.AsyncClient, ending: Any) -> None:
     job = await submitted(mei)
@@ -224,6 +263,32 @@ async def test_a_batch_is_admitted_read_and_cancelled(served: Served, mei: httpx
     assert last.json()["completed_at"] is not None
 
 
+@pytest.mark.parametrize(("method", "status"), [("GET", "pending"), ("DELETE", "cancelled")])
+async def test_a_batch_is_never_taken_half(
+    method: str, status: str, serve: Serve, nats_client: Client
+) -> None:
+    served = await serve(projecting=False)
+    async with served.client("mei") as mei:
+        asked = (await mei.post("/batch", json={"jobs": [CARD | {"priority": n} for n in (1, 2, 3)]})).json()
+        admitted = [record async for record in _log(nats_client)]
+        async with served.parts.pool.acquire() as connection:
+            await fold(connection, admitted[:2])
+            acting = asyncio.create_task(mei.request(method, f"/batch/{asked['batch_id']}"))
+            done, _ = await asyncio.wait((acting,), timeout=0.5)
+            assert not done, "it waits for the rest"
+            await fold(connection, admitted[2:])
+        assert [job["status"] for job in (await acting).json()["jobs"]] == [status] * 3
+
+
+async def _log(nc: Client) -> AsyncIterator[Recorded]:
+    async with aclosing(follow(nc, 1)) as batches:
+        async for batch in batches:
+            for record in batch.records:
+                yield record
+            if batch.caught_up:
+                return
+
+
 async def test_one_bad_job_refuses_the_whole_batch(
     operator: httpx.AsyncClient, mei: httpx.AsyncClient
 ) -> None:
@@ -242,6 +307,7 @@ async def test_a_batch_has_one_to_a_hundred_jobs_and_fits_its_user(mei: httpx.As
     refused = await mei.post("/batch", json={"jobs": [small] * 100})
     assert (refused.status_code, refused.json()["code"]) == (429, "limit_reached")
     assert "100 at once never fit" in refused.json()["detail"]
+    assert refused.headers["retry-after"] == "3600", "coming again does not help"
     answer = await mei.post("/batch", json={"jobs": [small] * 10})
     assert (answer.status_code, len(answer.json()["jobs"])) == (202, 10)
 
@@ -341,7 +407,11 @@ async def test_an_operator_sees_and_cancels_everything(
 # ------------------------------------------------------------ when tables lag
 
 
-async def test_jobs_are_accepted_and_cancelled_without_tables(serve: Serve) -> None:
+async def test_jobs_are_accepted_and_cancelled_without_tables(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh, "_CHANGED_SECONDS", 0.1)
+    monkeypatch.setattr(fresh, "_MISSING_SECONDS", 0.3)
     served = await serve(projecting=False)
     async with served.client("mei") as mei:
         job = await submitted(mei)

@@ -23,7 +23,7 @@ from folding import fold
 from forge import database, listing
 from forge.domain.jobs import Status
 from forge.errors import NotFound
-from forge.projections import inventory, queue
+from forge.projections import asset_lists, queue
 from forge.settings import Settings
 
 ASK = {"job_type": "ui_icon", "params": {}}
@@ -102,7 +102,7 @@ async def test_assets_by_any_filter_are_those_of_the_api(
         told = await at_the_end(served, operator, "/assets")
 
     async def found(user: str | None = None, order: str = "-created_at", **wanted: Any) -> list[Any]:
-        return await everything(listing.assets(settings, user, inventory.Wanted(**wanted), order, None))
+        return await everything(listing.assets(settings, user, asset_lists.Wanted(**wanted), order, None))
 
     assert await found() == told
     assert await found("lan") == theirs
@@ -116,7 +116,8 @@ async def test_one_is_shown_with_its_history_as_the_api_tells_it(
 ) -> None:
     job = await asked(mei)
     await failed(served.parts, "mei", job)
-    await mei.post(f"/jobs/{job['id']}/retry")
+    again = await mei.post(f"/jobs/{job['id']}/retry")
+    assert again.status_code == 202, again.text
     await completed(served.parts, "mei", job)
     [asset] = await at_the_end(served, mei, "/assets")
     for path, telling in (
@@ -143,7 +144,7 @@ async def forge(settings: Settings, *words: str) -> subprocess.CompletedProcess[
     environ |= {"FORGE_NATS_URL": settings.nats_url, "FORGE_POSTGRES_DSN": settings.postgres_dsn}
     command = [sys.executable, "-m", "forge", *words]
     return await asyncio.to_thread(
-        subprocess.run, command, env=environ, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, command, env=environ, capture_output=True, text=True, timeout=100, check=False
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -15,10 +16,13 @@ import pytest
 
 from api.making import completed, failed
 from api.serving import Serve, Served
+from forge import admissions
+from forge.api import operations
 from forge.embedded import EmbeddedNats, EmbeddedPostgres
 from forge.events.catalogue import encode
 from forge.events.envelope import Meta, headers
 from forge.events.system import MetricSampled
+from forge.projections import reading
 from forge.projections.stats import bucket, percentile
 from forge.settings import Settings
 from forge.topology import subject
@@ -87,7 +91,7 @@ async def test_usage_is_listed_newest_first_and_paged(served: Served, mei: httpx
         event = MetricSampled(metric_type="disk_usage", value=value, unit="bytes", details={"n": value})
         meta = Meta(id=uuid4(), at=datetime.now(UTC), actor="scheduler", correlation="sample")
         place = subject(event)
-        await served.parts.nc.request(place, encode(event), headers=headers(event, meta, place))
+        await served.parts.nc.request(place, encode(event), headers=headers(event, meta, place), timeout=10)
 
     async def page(**params: Any) -> dict[str, Any]:
         found: dict[str, Any] = (await mei.get("/usage", params=params)).json()
@@ -135,7 +139,7 @@ async def sampled(served: Served, value: int, *, minutes_ago: float, type_: str 
     at = datetime.now(UTC) - timedelta(minutes=minutes_ago)
     place = subject(event)
     envelope = headers(event, Meta(id=uuid4(), at=at, actor="scheduler", correlation=""), place)
-    await served.parts.nc.request(place, encode(event), headers=envelope)
+    await served.parts.nc.request(place, encode(event), headers=envelope, timeout=10)
 
 
 async def usage_of(client: httpx.AsyncClient, count: int, **params: Any) -> dict[str, Any]:
@@ -296,9 +300,17 @@ async def test_waiting_for_the_tables_is_bounded(serve: Serve, monkeypatch: pyte
 
 
 async def ready(served: Served) -> tuple[int, dict[str, bool]]:
-    async with httpx.AsyncClient(base_url=served.base_url, timeout=5) as plain:
+    async with httpx.AsyncClient(base_url=served.base_url, timeout=30) as plain:
         answer = await plain.get("/readyz")
         return answer.status_code, {name: check["ok"] for name, check in answer.json()["checks"].items()}
+
+
+async def unready(served: Served, check: str) -> str:
+    """Why."""
+    async with httpx.AsyncClient(base_url=served.base_url, timeout=30) as plain:
+        found = (await plain.get("/readyz")).json()["checks"][check]
+        assert not found["ok"]
+        return str(found["detail"])
 
 
 async def test_ready_when_everything_is_there(served: Served) -> None:
@@ -306,6 +318,18 @@ async def test_ready_when_everything_is_there(served: Served) -> None:
     assert await ready(served) == (200, dict.fromkeys(names, True))
     async with httpx.AsyncClient(base_url=served.base_url) as plain:
         assert (await plain.get("/livez")).status_code == 200
+
+
+async def test_an_api_that_starts_in_a_quiet_hour_does_not_take_the_tables_for_behind(
+    served: Served, mei: httpx.AsyncClient, serve: Serve
+) -> None:
+    job = await submit(mei)
+    assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
+    started = await serve(projecting=False)
+    async with httpx.AsyncClient(base_url=started.base_url) as plain:
+        text = (await plain.get("/metrics")).text
+    assert f"forge_log_head {job['seq']}.0" in text
+    assert "forge_projection_lag 0.0" in text
 
 
 async def test_one_that_was_told_to_stop_says_so_and_serves_on(
@@ -319,15 +343,31 @@ async def test_one_that_was_told_to_stop_says_so_and_serves_on(
     assert (job.status_code, job.headers["connection"]) == (202, "close"), "the next one goes elsewhere"
 
 
-async def test_not_ready_without_the_asset_volume(served: Served) -> None:
-    (served.parts.blobs.root / ".forge-store").unlink()
-    status, checks = await ready(served)
-    assert (status, checks["store"], checks["database"]) == (503, False, True)
+async def test_not_ready_without_the_asset_volume_and_the_log_tells_when_that_changes(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "forge.api")
+    marker = served.parts.blobs.root / ".forge-store"
+    marker.rename(elsewhere := marker.with_name("elsewhere"))
+    for _ in range(2):
+        status, checks = await ready(served)
+        assert (status, checks["store"], checks["database"]) == (503, False, True)
+    elsewhere.rename(marker)
+    for _ in range(2):
+        assert (await ready(served))[0] == 200
+    told = [record for record in caplog.records if record.name == "forge.api"]
+    assert [record.getMessage() for record in told] == ["not ready", "ready again"]
+    assert told[0].__dict__["checks"].keys() == {"store"}
 
 
 async def test_a_frozen_database_costs_readers_a_second_and_submitters_nothing(
-    served: Served, mei: httpx.AsyncClient, postgres_server: EmbeddedPostgres
+    served: Served,
+    mei: httpx.AsyncClient,
+    postgres_server: EmbeddedPostgres,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(reading, "SECONDS", 0.9)
+    monkeypatch.setattr(operations, "_CHECK_SECONDS", 1.0)
     job = await submit(mei)
     assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
     pids = _with_children(postgres_server.process.pid)  # type: ignore[union-attr]
@@ -338,13 +378,13 @@ async def test_a_frozen_database_costs_readers_a_second_and_submitters_nothing(
             answer = await mei.get(path)
             assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable"), path
             assert int(answer.headers["retry-after"]) > 0
-            assert time.monotonic() - began < 2.0, path
-        began = time.monotonic()
-        later = await submit(mei)
-        assert (await mei.delete(f"/jobs/{later['id']}")).json()["status"] == "cancelled"
-        assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 2.0, f"{path} waits as a reader and not for the pool's own time"
         status, checks = await ready(served)
         assert (status, checks["database"], checks["log"]) == (503, False, True)
+        monkeypatch.setattr(reading, "SECONDS", 60.0)  # who asks Postgres in vain is not answered by then
+        async with asyncio.timeout(30):
+            later = await submit(mei)
+            assert (await mei.delete(f"/jobs/{later['id']}")).json()["status"] == "cancelled"
     finally:
         _signal(pids, signal.SIGCONT)
 
@@ -352,7 +392,7 @@ async def test_a_frozen_database_costs_readers_a_second_and_submitters_nothing(
         answer = await mei.get(f"/jobs/{later['id']}")
         return answer.status_code == 200 and answer.json()["status"] == "cancelled"
 
-    await wait_until(back, timeout=20, what="reading works again")
+    await wait_until(back, timeout=60, what="reading works again")
 
 
 def _with_children(pid: int) -> list[int]:
@@ -373,25 +413,35 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 
 async def test_a_log_that_is_away_is_said_within_a_second_and_heals(
-    served: Served, mei: httpx.AsyncClient, nats_server: EmbeddedNats
+    served: Served, mei: httpx.AsyncClient, nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await submit(mei)
     assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
+    monkeypatch.setattr(admissions, "SUBMIT_SECONDS", 0.8)
+    monkeypatch.setattr(operations, "_CHECK_SECONDS", 1.0)
+    _signal([nats_server.process.pid], signal.SIGSTOP)  # type: ignore[union-attr]
+    assert "Postgres" not in await unready(served, "log_whole"), "whose fault it is not"
     nats_server.kill()
+
+    async def told() -> bool:
+        return await unready(served, "log_whole") == "not looked at: not connected to NATS"
+
+    await wait_until(told, what="the connection is known to be gone")
     began = time.monotonic()
     answer = await mei.post("/jobs", json=ICON, headers={"Idempotency-Key": "again"})
     assert (answer.status_code, answer.json()["code"]) == (503, "log_unavailable")
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 2.0, "it waits as a submitter, and not as a worker would"
     assert (await mei.get(f"/jobs/{job['id']}")).status_code == 200, "reading still works"
     status, checks = await ready(served)
     assert (status, checks["log"], checks["database"]) == (503, False, True)
     nats_server.start()
+    monkeypatch.setattr(admissions, "SUBMIT_SECONDS", 10.0)
 
     async def accepted() -> httpx.Response | None:
         answer = await mei.post("/jobs", json=ICON, headers={"Idempotency-Key": "again"})
         return answer if answer.status_code == 202 else None
 
-    again = await wait_until(accepted, timeout=20, what="submitting works again")
+    again = await wait_until(accepted, timeout=60, what="submitting works again")
     assert again is not None
     read = await mei.get(f"/jobs/{again.json()['id']}", params={"min_seq": again.json()["seq"]})
     assert read.status_code == 200

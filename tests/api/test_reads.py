@@ -139,12 +139,13 @@ async def test_nothing_to_tell_is_nothing_told(events: EventStore, nats_client: 
 
 
 async def test_counts_wait_for_a_log_that_is_away(
-    events: EventStore, nats_client: Client, nats_server: EmbeddedNats
+    events: EventStore, nats_client: Client, nats_server: EmbeddedNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = ReadCounter(events, "one")
     fetch(counter, 2)
     await counter.flush()
     nats_server.kill()
+    monkeypatch.setattr(reads, "_WRITE_SECONDS", 0.5)
     fetch(counter, 3)
     await counter.flush()
     fetch(counter, 4)

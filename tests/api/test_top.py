@@ -42,10 +42,10 @@ async def in_the_tables(served: Served, client: httpx.AsyncClient) -> None:
     await client.get("/queue", params={"min_seq": await served.parts.store.head()})
 
 
-def text(frame: Frame) -> str:
-    console = Console(width=160, file=None, record=True, force_terminal=False)
+def text(frame: Frame, width: int = 160) -> str:
+    console = Console(width=width, file=None, record=True, force_terminal=False)
     with console.capture() as captured:
-        console.print(picture(frame))
+        console.print(picture(frame, width))
     return captured.get()
 
 
@@ -61,8 +61,15 @@ async def told(nats_client: Client, job: dict[str, Any]) -> None:
 
 
 async def test_a_frame_tells_what_runs_waits_and_ended(
-    served: Served, settings: Settings, nats_client: Client, mei: httpx.AsyncClient, lan: httpx.AsyncClient
+    served: Served,
+    settings: Settings,
+    nats_client: Client,
+    mei: httpx.AsyncClient,
+    lan: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("forge.watching.SECONDS", 30.0)
+    monkeypatch.setattr("forge.watching._HEARD_SECONDS", 600.0)
     await completed(served.parts, "lan", await asked(lan))
     await failed(served.parts, "lan", await asked(lan))
     job = await asked(mei)
@@ -74,6 +81,8 @@ async def test_a_frame_tells_what_runs_waits_and_ended(
     telling = asyncio.create_task(told(nats_client, job))
     try:
         async with watching(settings) as watch:
+            await watch._connected()
+            await wait_until(lambda: watch._backends() and watch._progress, what="the worker is heard")
             first = await watch.frame()
             await completed(served.parts, "lan", await asked(lan), color="#aa0000")
             await in_the_tables(served, lan)
@@ -110,6 +119,10 @@ async def test_a_frame_tells_what_runs_waits_and_ended(
         "2 prompts",
     ):
         assert said in shown, said
+    narrow = text(first, 80)
+    assert f"{job['id']}  mei" in narrow, "to be copied"
+    assert "75%" in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
 
 
 async def test_what_does_not_answer_is_named_and_the_rest_is_shown(
@@ -169,12 +182,12 @@ async def test_a_key_leaves_and_the_terminal_is_as_it_was(
         return b"waiting" in seen
 
     try:
-        await wait_until(drawn, 40, "the first frame")
+        await wait_until(drawn, 60, "the first frame")
         if leave == "q":
             os.write(keyboard, b"q")
         else:
             process.send_signal(signal.SIGINT)
-        status = await asyncio.wait_for(process.wait(), 20)
+        status = await asyncio.wait_for(process.wait(), 60)
     finally:
         if process.returncode is None:
             process.kill()

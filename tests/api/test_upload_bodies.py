@@ -223,7 +223,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_silent_client_is_told_and_hung_up_on(served: Served, sent: bytes) -> None:
     async with connection(served) as (reader, writer):
         writer.write(head(100_000) + sent)
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 30)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"too_slow"' in answer
     assert left_in_tmp(served) == []
@@ -243,7 +243,7 @@ async def test_a_trickle_is_told_and_hung_up_on(served: Served) -> None:
                     await asyncio.sleep(0.05)
 
         dripping = asyncio.create_task(trickle())
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 30)
         dripping.cancel()
         await asyncio.gather(dripping, return_exceptions=True)
     assert answer.startswith(b"HTTP/1.1 408 ")

@@ -11,7 +11,8 @@ FORGE_TEST_COMFYUI_CHECKPOINT: the name of an SD1.5-type checkpoint it has; rand
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
@@ -45,6 +46,14 @@ async def server(running_server: Server) -> AsyncIterator[Server]:
     await running_server.settle()
     yield running_server
     await running_server.settle()
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """An address that refuses connections, and that nobody else can get meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture

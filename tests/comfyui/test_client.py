@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,9 +31,9 @@ from forge.errors import (
 from waiting import wait_until
 
 HURRY = Patience(
-    connect=1.0,
-    read=0.6,
-    fetch=2.0,
+    connect=5.0,
+    read=10.0,
+    fetch=20.0,
     poll=(0.15, 0.2),
     poll_deaf=(0.03, 0.06),
     poll_first=0.005,
@@ -42,12 +41,12 @@ HURRY = Patience(
     history=0.3,
     lost_answer=0.5,
     unreachable=0.4,
-    cancel=0.4,
+    cancel=20.0,
     queue_factor=3.0,
     first_socket=1.0,
     silence=0.1,
     reconnect=(0.01, 0.05),
-    health_timeout=0.5,
+    health_timeout=5.0,
 )
 NO_POLLS = msgspec.structs.replace(HURRY, poll=(60.0, 60.0))
 """For what the socket must do alone."""
@@ -126,7 +125,7 @@ def owner(simulator: Simulator, prompt_id: UUID) -> str:
 async def test_a_submitted_prompt_becomes_a_picture(simulator: Simulator, comfy: Comfy) -> None:
     prompt_id = await submitted(comfy)
     runs: list[str] = []
-    outputs = await comfy.wait(prompt_id, timeout=5, on_running=lambda: runs.append("running"))
+    outputs = await comfy.wait(prompt_id, timeout=60, on_running=lambda: runs.append("running"))
     assert [(file.node, file.subfolder, file.type) for file in outputs] == [
         ("2", f"forge/{prompt_id}", "output")
     ]
@@ -141,16 +140,16 @@ async def test_the_socket_alone_ends_the_wait_at_once(simulator: Simulator) -> N
     async with Comfy(simulator.url, NO_POLLS) as comfy:
         simulator.render(80, 80)
         prompt_id = await submitted(comfy)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             assert await comfy.wait(prompt_id, timeout=60)
 
 
 async def test_progress_is_told_while_it_runs(simulator: Simulator, comfy: Comfy) -> None:
-    simulator.render(400, 400)
+    simulator.render(1200, 1200)
     prompt_id = uuid4()
     told: list[Progress] = []
     await comfy.submit(prompt_id, portrait(prompt_id), outputs=["7"])
-    assert await comfy.wait(prompt_id, timeout=5, on_progress=told.append)
+    assert await comfy.wait(prompt_id, timeout=60, on_progress=told.append)
     assert len(told) >= 3
     assert told == sorted(told, key=lambda progress: progress.value)
     assert told[-1] == Progress(8, 8, "5")
@@ -160,7 +159,7 @@ async def test_only_what_the_wanted_outputs_need_is_submitted(simulator: Simulat
     prompt_id = uuid4()
     graph = swatch(prompt_id) | {"3": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
     await comfy.submit(prompt_id, graph, outputs=["2"])
-    outputs = await comfy.wait(prompt_id, timeout=5)
+    outputs = await comfy.wait(prompt_id, timeout=60)
     assert [file.node for file in outputs] == ["2"]
     assert set(simulator.memory.queue.history[str(prompt_id)]["prompt"][2]) == {"1", "2"}
 
@@ -168,7 +167,7 @@ async def test_only_what_the_wanted_outputs_need_is_submitted(simulator: Simulat
 async def test_many_prompts_share_one_socket(simulator: Simulator, comfy: Comfy) -> None:
     simulator.render(5, 20)
     prompts = await asyncio.gather(*(submitted(comfy) for _ in range(12)))
-    found = await asyncio.gather(*(comfy.wait(prompt_id, timeout=5) for prompt_id in prompts))
+    found = await asyncio.gather(*(comfy.wait(prompt_id, timeout=60) for prompt_id in prompts))
     assert [files[0].subfolder for files in found] == [f"forge/{prompt_id}" for prompt_id in prompts]
     assert len({owner(simulator, prompt_id) for prompt_id in prompts}) == 1
     assert all(count == 1 for count in simulator.record.executed.values())
@@ -178,7 +177,7 @@ async def test_messages_may_come_before_the_answer(simulator: Simulator) -> None
     simulator.faults = Faults(answer_delay_ms=100)
     async with Comfy(simulator.url, NO_POLLS) as comfy:
         prompt_id = await submitted(comfy)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             assert await comfy.wait(prompt_id, timeout=60)
 
 
@@ -188,7 +187,7 @@ async def test_unknown_messages_and_keys_are_tolerated(simulator: Simulator) -> 
         prompt_id = uuid4()
         graph = portrait(prompt_id)
         await comfy.submit(prompt_id, graph, outputs=["7"])
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             assert await comfy.wait(prompt_id, timeout=60)
 
 
@@ -198,32 +197,32 @@ async def test_unknown_messages_and_keys_are_tolerated(simulator: Simulator) -> 
 async def test_fact_1_names_from_the_cache_are_not_results(simulator: Simulator, comfy: Comfy) -> None:
     first, second = uuid4(), uuid4()
     await comfy.submit(first, swatch(first), outputs=["2"])
-    await comfy.wait(first, timeout=5)
+    await comfy.wait(first, timeout=60)
     await comfy.submit(second, swatch(first), outputs=["2"])  # the very same prefix
     with pytest.raises(PromptLost, match="cache"):
-        await comfy.wait(second, timeout=5)
+        await comfy.wait(second, timeout=60)
     simulator.faults = Faults(stale_next=1)
     with pytest.raises(PromptLost):
-        await comfy.wait(await submitted(comfy), timeout=5)
+        await comfy.wait(await submitted(comfy), timeout=60)
 
 
 async def test_fact_2_every_prompt_has_an_owner(simulator: Simulator, comfy: Comfy) -> None:
     prompt_id = await submitted(comfy)
-    await comfy.wait(prompt_id, timeout=5)
+    await comfy.wait(prompt_id, timeout=60)
     assert owner(simulator, prompt_id)
 
 
 async def test_fact_2_success_without_outputs_is_not_done(simulator: Simulator, comfy: Comfy) -> None:
     simulator.faults = Faults(empty_outputs_next=1)
     with pytest.raises(PromptLost):
-        await comfy.wait(await submitted(comfy), timeout=5)
+        await comfy.wait(await submitted(comfy), timeout=60)
 
 
 async def test_fact_3_success_is_believed_only_once_history_has_it(
     simulator: Simulator, comfy: Comfy
 ) -> None:
     simulator.faults = Faults(history_delay_ms=250)
-    assert await comfy.wait(await submitted(comfy), timeout=5)
+    assert await comfy.wait(await submitted(comfy), timeout=60)
 
 
 @pytest.mark.parametrize("fault", ["hang_up_next", "queue_and_refuse_next"])
@@ -232,21 +231,21 @@ async def test_fact_4_a_lost_answer_does_not_run_it_twice(
 ) -> None:
     simulator.faults = Faults(**{fault: 1})
     prompt_id = await submitted(comfy)
-    assert await comfy.wait(prompt_id, timeout=5)
+    assert await comfy.wait(prompt_id, timeout=60)
     assert simulator.record.submitted[str(prompt_id)] == 1
 
 
 async def test_fact_4_an_answer_that_never_comes_does_not_run_it_twice(
     simulator: Simulator, comfy: Comfy
 ) -> None:
-    simulator.faults = Faults(answer_delay_ms=5000)
+    simulator.faults = Faults(answer_delay_ms=60_000)
     prompt_id = await submitted_impatiently(simulator)
-    assert await comfy.wait(prompt_id, timeout=5)
+    assert await comfy.wait(prompt_id, timeout=60)
     assert simulator.record.submitted[str(prompt_id)] == 1
 
 
 async def submitted_impatiently(simulator: Simulator) -> UUID:
-    async with Comfy(simulator.url, msgspec.structs.replace(HURRY, read=0.1, connect=0.1)) as comfy:
+    async with Comfy(simulator.url, msgspec.structs.replace(HURRY, read=0.5, lost_answer=20.0)) as comfy:
         return await submitted(comfy)
 
 
@@ -288,14 +287,14 @@ async def test_fact_6_a_smaller_number_proves_a_restart(simulator: Simulator) ->
     )
     async with Comfy(simulator.url, patient) as comfy:
         for _ in range(3):
-            await comfy.wait(await submitted(comfy), timeout=5)
+            await comfy.wait(await submitted(comfy), timeout=60)
         simulator.render(60_000, 60_000)
         forgotten = await submitted(comfy)
         wait = asyncio.create_task(comfy.wait(forgotten, timeout=60))
         await seen(comfy, forgotten, Sighting.RUNNING)
         await simulator.forget()
         await submitted(comfy)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             with pytest.raises(PromptLost):
                 await wait
 
@@ -309,12 +308,12 @@ async def test_fact_7_a_poison_graph_never_leaves_the_house(simulator: Simulator
 
 async def test_fact_8_every_connection_has_its_own_id(simulator: Simulator, comfy: Comfy) -> None:
     first = await submitted(comfy)
-    await comfy.wait(first, timeout=5)
+    await comfy.wait(first, timeout=60)
     simulator.drop_sockets()
 
     async def renewed() -> bool:
         again = await submitted(comfy)
-        await comfy.wait(again, timeout=5)
+        await comfy.wait(again, timeout=60)
         return owner(simulator, again) != owner(simulator, first)
 
     await wait_until(renewed, what="a new client id")
@@ -323,7 +322,7 @@ async def test_fact_8_every_connection_has_its_own_id(simulator: Simulator, comf
 async def test_fact_8_a_deaf_socket_is_replaced(simulator: Simulator) -> None:
     async with Comfy(simulator.url, HURRY) as comfy:
         first = await submitted(comfy)
-        await comfy.wait(first, timeout=5)
+        await comfy.wait(first, timeout=60)
         deaf = owner(simulator, first)
         url = simulator.url.replace("http", "ws") + f"/ws?clientId={deaf}"
         async with connect(url) as usurper:
@@ -331,7 +330,7 @@ async def test_fact_8_a_deaf_socket_is_replaced(simulator: Simulator) -> None:
 
         async def replaced() -> bool:
             again = await submitted(comfy)
-            assert await comfy.wait(again, timeout=5)
+            assert await comfy.wait(again, timeout=60)
             return owner(simulator, again) != deaf
 
         await wait_until(replaced, what="another socket")
@@ -340,16 +339,16 @@ async def test_fact_8_a_deaf_socket_is_replaced(simulator: Simulator) -> None:
 async def test_fact_9_a_blocked_publisher_does_not_hold_up_results(
     simulator: Simulator, comfy: Comfy
 ) -> None:
-    await comfy.wait(await submitted(comfy), timeout=5)
+    await comfy.wait(await submitted(comfy), timeout=60)
     simulator.faults = Faults(blocked=True)
-    assert await comfy.wait(await submitted(comfy), timeout=5)
-    assert await comfy.wait(await submitted(comfy), timeout=5)
+    assert await comfy.wait(await submitted(comfy), timeout=60)
+    assert await comfy.wait(await submitted(comfy), timeout=60)
 
 
 async def test_fact_10_a_500_is_looked_at_and_tried_once_more(simulator: Simulator, comfy: Comfy) -> None:
     simulator.faults = Faults(refuse_next=1)
     prompt_id = await submitted(comfy)
-    assert await comfy.wait(prompt_id, timeout=5)
+    assert await comfy.wait(prompt_id, timeout=60)
     assert simulator.record.submitted[str(prompt_id)] == 1
 
 
@@ -387,21 +386,23 @@ async def test_a_graph_that_is_too_large_is_rejected() -> None:
 async def test_a_node_that_raises_fails_the_prompt(simulator: Simulator, comfy: Comfy) -> None:
     simulator.faults = Faults(fail_next=1)
     with pytest.raises(PromptFailed, match=r"node 1 \(EmptyImage\): CUDA error: out of memory"):
-        await comfy.wait(await submitted(comfy), timeout=5)
+        await comfy.wait(await submitted(comfy), timeout=60)
 
 
 async def test_a_prompt_that_runs_too_long_times_out(simulator: Simulator, comfy: Comfy) -> None:
     simulator.render(60_000, 60_000)
     prompt_id = await submitted(comfy)
+    await seen(comfy, prompt_id, Sighting.RUNNING)
     with pytest.raises(PromptTimedOut, match="running"):
         await comfy.wait(prompt_id, timeout=0.2)
 
 
 async def test_the_time_out_counts_from_when_it_runs(simulator: Simulator) -> None:
-    simulator.render(800, 800)
-    async with Comfy(simulator.url, msgspec.structs.replace(HURRY, queue_factor=1.0)) as comfy:
-        await submitted(comfy)
-        assert await comfy.wait(await submitted(comfy), timeout=1.2)
+    simulator.render(1500, 1500)
+    async with Comfy(simulator.url, msgspec.structs.replace(HURRY, queue_factor=60.0)) as comfy:
+        await seen(comfy, await submitted(comfy), Sighting.RUNNING)
+        simulator.render(0, 0)
+        assert await comfy.wait(await submitted(comfy), timeout=1.0), "it waited longer than it may run"
 
 
 async def test_waiting_behind_others_is_bounded(simulator: Simulator, comfy: Comfy) -> None:
@@ -416,15 +417,16 @@ async def test_waiting_behind_others_is_bounded(simulator: Simulator, comfy: Com
 
 
 async def test_a_pending_prompt_is_cancelled_and_nothing_else(simulator: Simulator, comfy: Comfy) -> None:
-    simulator.render(300, 300)
+    simulator.faults = Faults(frozen=True)
     running, pending = await submitted(comfy), await submitted(comfy)
-    wait = asyncio.create_task(comfy.wait(pending, timeout=5))
+    wait = asyncio.create_task(comfy.wait(pending, timeout=60))
     await seen(comfy, running, Sighting.RUNNING)
     await comfy.cancel(pending)
     assert await comfy.look(pending) is Sighting.ABSENT
     with pytest.raises(PromptInterrupted):
         await wait
-    assert await comfy.wait(running, timeout=5)
+    simulator.faults = Faults()
+    assert await comfy.wait(running, timeout=60)
 
 
 async def test_a_running_prompt_is_cancelled_and_nothing_else(simulator: Simulator, comfy: Comfy) -> None:
@@ -437,29 +439,30 @@ async def test_a_running_prompt_is_cancelled_and_nothing_else(simulator: Simulat
     assert await comfy.look(running) is Sighting.INTERRUPTED
     with pytest.raises(PromptInterrupted):
         await wait
-    assert await comfy.wait(pending, timeout=5)
+    assert await comfy.wait(pending, timeout=60)
 
 
 async def test_cancelling_what_is_over_or_unknown_is_harmless(simulator: Simulator, comfy: Comfy) -> None:
     prompt_id = await submitted(comfy)
-    await comfy.wait(prompt_id, timeout=5)
+    await comfy.wait(prompt_id, timeout=60)
     await comfy.cancel(prompt_id)
     assert await comfy.look(prompt_id) is Sighting.SUCCEEDED
     await comfy.cancel(uuid4())
 
 
 async def test_a_prompt_that_cannot_be_cancelled_proves_the_server_wedged(
-    simulator: Simulator, comfy: Comfy
+    simulator: Simulator,
 ) -> None:
     simulator.faults = Faults(frozen=True)
-    stuck = await submitted(comfy)
-    await seen(comfy, stuck, Sighting.RUNNING)
-    with pytest.raises(BackendWedged, match=str(stuck)):
-        await comfy.cancel(stuck)
+    async with Comfy(simulator.url, msgspec.structs.replace(HURRY, cancel=0.4)) as comfy:
+        stuck = await submitted(comfy)
+        await seen(comfy, stuck, Sighting.RUNNING)
+        with pytest.raises(BackendWedged, match=str(stuck)):
+            await comfy.cancel(stuck)
 
 
-async def test_cancelling_at_a_dead_server_is_unknown(simulator: Simulator) -> None:
-    async with Comfy(f"http://127.0.0.1:{free_port()}", HURRY) as comfy:
+async def test_cancelling_at_a_dead_server_is_unknown(nowhere: str) -> None:
+    async with Comfy(nowhere, HURRY) as comfy:
         with pytest.raises(BackendUnreachable):
             await comfy.cancel(uuid4())
 
@@ -474,16 +477,16 @@ async def test_somebody_elses_prompt_can_be_adopted(version: Any) -> None:
             prompt_id = await submitted(dead)
         async with Comfy(simulator.url, HURRY) as comfy:
             runs: list[int] = []
-            outputs = await comfy.wait(prompt_id, timeout=5, on_running=lambda: runs.append(1))
+            outputs = await comfy.wait(prompt_id, timeout=60, on_running=lambda: runs.append(1))
             assert [file.node for file in outputs] == ["2"]
             assert runs == [1]
-            assert await comfy.wait(prompt_id, timeout=5) == outputs
+            assert await comfy.wait(prompt_id, timeout=60) == outputs
             assert simulator.record.executed[str(prompt_id)] == 1
 
 
 async def test_adopting_what_nobody_knows_is_lost(comfy: Comfy) -> None:
     with pytest.raises(PromptLost):
-        await comfy.wait(uuid4(), timeout=5)
+        await comfy.wait(uuid4(), timeout=60)
 
 
 # The older server
@@ -503,7 +506,7 @@ async def test_the_whole_path_on_the_older_server() -> None:
         assert await comfy.look(running) is Sighting.INTERRUPTED
         simulator.render(0, 0)
         prompt_id = await submitted(comfy)
-        assert await comfy.wait(prompt_id, timeout=5)
+        assert await comfy.wait(prompt_id, timeout=60)
         assert await comfy.look(prompt_id) is Sighting.SUCCEEDED
         assert (await comfy.health()).reachable
 
@@ -511,14 +514,8 @@ async def test_the_whole_path_on_the_older_server() -> None:
 # A server that does not answer
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def test_a_dead_server_is_unreachable_at_once() -> None:
-    async with Comfy(f"http://127.0.0.1:{free_port()}", HURRY) as comfy:
+async def test_a_dead_server_is_unreachable_at_once(nowhere: str) -> None:
+    async with Comfy(nowhere, HURRY) as comfy:
         for ask in (comfy.look(uuid4()), submitted(comfy), comfy.upload("a.png", b"x"), comfy.running()):
             with pytest.raises(BackendUnreachable):
                 await ask
@@ -531,10 +528,9 @@ async def test_a_dead_server_is_unreachable_at_once() -> None:
 async def test_waiting_at_a_server_that_died_ends(simulator: Simulator, comfy: Comfy) -> None:
     simulator.render(60_000, 60_000)
     prompt_id = await submitted(comfy)
-    down = asyncio.create_task(simulator.go_down(30))
+    await simulator.leave()
     with pytest.raises(BackendUnreachable, match="no answer for"):
         await comfy.wait(prompt_id, timeout=60)
-    down.cancel()
 
 
 @pytest.mark.parametrize(
@@ -550,8 +546,8 @@ async def test_a_proxy_that_answers_is_no_comfyui(answer: bytes) -> None:
 
 @pytest.mark.fault("N2")
 async def test_a_black_hole_is_unreachable_in_bounded_time() -> None:
-    impatient = msgspec.structs.replace(HURRY, read=0.1)
-    async with stranger(None) as url, Comfy(url, impatient) as comfy, asyncio.timeout(5):
+    impatient = msgspec.structs.replace(HURRY, read=0.1, health_timeout=0.1)
+    async with stranger(None) as url, Comfy(url, impatient) as comfy, asyncio.timeout(30):
         with pytest.raises(BackendUnreachable):
             await submitted(comfy)
         assert not (await comfy.health()).reachable
@@ -582,7 +578,7 @@ async def stranger(answer: bytes | None) -> AsyncIterator[str]:
 
 
 async def test_what_was_not_answered_in_time_is_not_sent_again() -> None:
-    async with scripted([]) as (url, posts), Comfy(url, msgspec.structs.replace(HURRY, read=0.1)) as comfy:
+    async with scripted([]) as (url, posts), Comfy(url, msgspec.structs.replace(HURRY, read=0.5)) as comfy:
         with pytest.raises(BackendUnreachable):
             await submitted(comfy)
     assert len(posts) == 1
@@ -595,7 +591,7 @@ async def test_absent_once_is_not_lost() -> None:
     ):
         runs: list[str] = []
         with pytest.raises(PromptLost):
-            await comfy.wait(uuid4(), timeout=5, on_running=lambda: runs.append("running"))
+            await comfy.wait(uuid4(), timeout=60, on_running=lambda: runs.append("running"))
     assert runs == ["running"]
 
 
@@ -651,19 +647,19 @@ async def test_hostile_names_are_refused(simulator: Simulator, comfy: Comfy) -> 
     simulator.faults = Faults(hostile="names")
     prompt_id = await submitted(comfy)
     with pytest.raises(PictureRefused):
-        await comfy.wait(prompt_id, timeout=5)
+        await comfy.wait(prompt_id, timeout=60)
 
 
 @pytest.mark.fault("X1")
 async def test_a_file_without_end_is_refused(simulator: Simulator, comfy: Comfy) -> None:
     simulator.faults = Faults(hostile="huge")
-    outputs = await comfy.wait(await submitted(comfy), timeout=5)
+    outputs = await comfy.wait(await submitted(comfy), timeout=60)
     with pytest.raises(PictureRefused, match="more than"):
         await whole(comfy, outputs[0])
 
 
 async def test_a_file_larger_than_allowed_is_refused(comfy: Comfy) -> None:
-    outputs = await comfy.wait(await submitted(comfy), timeout=5)
+    outputs = await comfy.wait(await submitted(comfy), timeout=60)
     size = len(await whole(comfy, outputs[0]))
     assert len(await whole(comfy, outputs[0], max_bytes=size)) == size
     with pytest.raises(PictureRefused, match=f"more than {size - 1}"):
@@ -736,12 +732,14 @@ async def test_what_the_socket_does_not_tell_about_is_asked_for(simulator: Simul
     simulator.render(200, 200)
     async with Comfy(simulator.url, NO_POLLS) as dead:
         adopted = await submitted(dead)
-    async with Comfy(simulator.url, NO_POLLS) as comfy, asyncio.timeout(3):
+    async with Comfy(simulator.url, NO_POLLS) as comfy, asyncio.timeout(30):
         assert await comfy.wait(adopted, timeout=60)
+        simulator.faults = Faults(frozen=True)
         prompt_id = await submitted(comfy)
         wait = asyncio.create_task(comfy.wait(prompt_id, timeout=60))
         await seen(comfy, prompt_id, Sighting.RUNNING)
         simulator.drop_sockets()
+        simulator.faults = Faults()
         assert await wait
 
 
@@ -758,11 +756,12 @@ async def test_abandoning_a_server_ends_its_waits(simulator: Simulator, comfy: C
 async def test_a_cancelled_wait_leaves_the_prompt_to_be_waited_for_again(
     simulator: Simulator, comfy: Comfy
 ) -> None:
-    simulator.render(200, 200)
+    simulator.faults = Faults(frozen=True)
     prompt_id = await submitted(comfy)
-    wait = asyncio.create_task(comfy.wait(prompt_id, timeout=5))
+    wait = asyncio.create_task(comfy.wait(prompt_id, timeout=60))
     await seen(comfy, prompt_id, Sighting.RUNNING)
     wait.cancel()
     with pytest.raises(asyncio.CancelledError):
         await wait
-    assert await comfy.wait(prompt_id, timeout=5)
+    simulator.faults = Faults()
+    assert await comfy.wait(prompt_id, timeout=60)

@@ -57,7 +57,7 @@ async def test_faults_can_be_on_from_the_start() -> None:
 
 
 async def test_history_comes_later_than_success(server: Server) -> None:
-    await switch(server, history_delay_ms=300)
+    await switch(server, history_delay_ms=1500)
     async with server.listen() as listener:
         prompt_id = await server.submit(flat("f"), client_id=listener.client_id)
         await listener.until("execution_success", prompt_id=prompt_id)
@@ -127,7 +127,7 @@ async def test_a_blocked_publisher_tells_nobody_anything_until_it_is_free(server
 
 
 async def test_messages_overtake_a_delayed_answer(server: Server) -> None:
-    await switch(server, answer_delay_ms=500)
+    await switch(server, answer_delay_ms=1500)
     async with server.listen() as listener:
         prompt_id = new_id()
         answer = asyncio.create_task(

@@ -29,7 +29,7 @@ ONLY_COMPOSE = {
     "FORGE_TORCH_INDEX_GPU",
     "FORGE_TORCH_INDEX_CPU",
 }
-BESIDE_SETTINGS = {"FORGE_LOG_LEVEL", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+BESIDE_SETTINGS = set(re.findall(r"OTEL_[A-Z_]+", (ROOT / "docs/TELEMETRY.md").read_text()))
 
 
 def known_variables() -> set[str]:
@@ -62,6 +62,14 @@ def test_what_forge_is_given_is_a_setting_and_can_be_used(tmp_path: Path) -> Non
             environ[variable] = str(tmp_path / "secret")
         (tmp_path / "secret").write_text("operator:admin:secret")
         load(environ)
+
+
+def test_every_process_of_forge_is_given_what_the_telemetry_page_says_of_a_collector() -> None:
+    page = (ROOT / "docs/TELEMETRY.md").read_text()
+    exported = set(re.findall(r"\b(OTEL_\w+)=", page.partition("```sh")[2].partition("```")[0]))
+    assert len(exported) == 4
+    for name, service in of_forge():
+        assert exported <= set(service["environment"]), name
 
 
 def test_every_command_is_one_of_forges() -> None:

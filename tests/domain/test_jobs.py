@@ -41,6 +41,7 @@ from forge.domain.jobs import (
     held_at,
     sent_to,
     stranded,
+    suspect,
 )
 from forge.domain.limits import BACKOFF_SECONDS, MAX_ADOPTIONS, MAX_ATTEMPTS, MAX_REDIRECTIONS
 from forge.errors import ForgeError, JobAlreadyOver, JobNotFailed, StaleAttempt
@@ -88,6 +89,13 @@ def test_pictures_conclude_an_attempt_with_its_times() -> None:
     given(submitted(), started()).when(COMPLETE).then(completed(waited_ms=1000, run_ms=7000))
 
 
+def test_pictures_of_another_version_of_the_job_type_are_nobodys_recipe() -> None:
+    asked = submitted(recipe="r")
+    given(asked, started()).when(COMPLETE).then(completed(waited_ms=1000, run_ms=7000, recipe="r"))
+    other = msgspec.structs.replace(COMPLETE, followed=False)
+    given(asked, started()).when(other).then(completed(waited_ms=1000, run_ms=7000))
+
+
 def test_a_clock_that_ran_backwards_gives_no_negative_time() -> None:
     early = msgspec.structs.replace(COMPLETE, now=after(0))
     given(submitted(), started()).when(early).then(completed(waited_ms=1000, run_ms=0))
@@ -133,6 +141,13 @@ def test_an_attempt_is_exhausted_by_its_adoptions_and_the_next_begins_afresh() -
     assert not exhausted(job_of(*history[:-1]))
     assert exhausted(job_of(*history))
     assert not exhausted(job_of(*history, attempt_failed(), started(attempt=2)))
+
+
+def test_a_job_is_suspect_when_whoever_took_it_over_is_lost_too() -> None:
+    history = [submitted(), started(), adopted()]
+    assert not suspect(job_of(*history[:-1])), "a worker may be lost for any reason"
+    assert suspect(job_of(*history))
+    assert not suspect(job_of(*history, attempt_failed(), started(attempt=2)))
 
 
 # ------------------------------------------------------------ redirection

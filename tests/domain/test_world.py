@@ -74,6 +74,14 @@ class WorldMachine(RuleBasedStateMachine):
         self.world.dispatchers[which].read(count)
         self.world.dispatchers[which].dispatch(look=look)
 
+    @rule(which=first_or_second)
+    def an_api_starts_again(self, which: int) -> None:
+        self.world.apis[which].start_again()
+
+    @rule(which=first_or_second)
+    def a_dispatcher_starts_again(self, which: int) -> None:
+        self.world.dispatchers[which].start_again()
+
     # ----------------------------------------------------------------- workers
 
     @rule()

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
+
+import msgspec
 
 from factories import NOW, Log, job_id, produced, submitted
 from forge.domain import jobs as life
@@ -33,6 +36,8 @@ from forge.events.jobs import (
     JobStarted,
     JobSubmitted,
 )
+
+T = TypeVar("T")
 
 PLACES, QUEUED, PER_HOUR = 3, 4, 9
 """Small, so that few steps reach them."""
@@ -355,6 +360,19 @@ class World:
         return f"lost {lost}, open {open_}, orders {self.broker.orders}, prompts {self.comfy.present}"
 
 
+def _another(line: Line) -> Line:
+    """A line restored from this one's snapshot."""
+    made = Line()
+    made.restore(_carried(line.state()))
+    assert made.state() == line.state()
+    return made
+
+
+def _carried(state: T) -> T:
+    """A state as it comes back from where it was kept."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=type(state))
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A job as it was when it was read."""
@@ -375,6 +393,11 @@ class Api:
         for record in self.world.log.records[self.at : self.at + count]:
             self._apply(record)
             self.at = record.seq
+
+    def start_again(self) -> None:
+        """A new process, which begins with a snapshot of what this one knew."""
+        grants, self.line, self.grants = self.grants.state(), _another(self.line), Grants()
+        self.grants.restore(_carried(grants))
 
     def submit(self, id_: UUID, user: str) -> None:
         def known() -> bool:
@@ -429,6 +452,11 @@ class Dispatcher:
         for record in self.world.log.records[self.at : self.at + count]:
             self.line.apply(record)
             self.at = record.seq
+
+    def start_again(self) -> None:
+        """A new process, which begins with a snapshot of what this one knew, but for what it gave."""
+        self.line = _another(self.line)
+        self.orders.clear()
 
     def dispatch(self, *, look: bool = True) -> None:
         self.line.release(self.world.now)

@@ -222,7 +222,7 @@ async def test_without_a_server_everything_says_so_in_time(
         events.at(1, timeout=0.3),
         events.last(LEDGER, timeout=0.3),
     ]
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(8):  # an append that is not told how long tries for ten
         answers = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(answer) for answer in answers] == [LogUnavailable] * 4
 
@@ -279,7 +279,7 @@ async def test_where_nothing_stands_nothing_is_found(events: EventStore) -> None
 async def test_what_cannot_be_read_is_refused_by_its_sequence(
     events: EventStore, nats_client: Client
 ) -> None:
-    await nats_client.request(f"forge.evt.job.mei.{JOB}.1.dreamt", b"not JSON")
+    await nats_client.request(f"forge.evt.job.mei.{JOB}.1.dreamt", b"not JSON", timeout=10)
     with pytest.raises(LogUnreadable, match="message 1"):
         await events.load(FACTS)
     with pytest.raises(LogUnreadable, match="message 1"):

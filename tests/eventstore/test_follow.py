@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 import damage
 from factories import job_id, meta, sampled, started, submitted
@@ -34,7 +36,7 @@ class Reader:
         return [record.seq for record in self.records]
 
     async def reaches(self, seq: int) -> None:
-        await wait_until(lambda: self.task.done() or seq in self.seqs[-1:], 20, f"reading reaches {seq}")
+        await wait_until(lambda: self.task.done() or seq in self.seqs[-1:], 60, f"reading reaches {seq}")
         assert not self.task.done(), self.task.exception()
 
 
@@ -73,8 +75,15 @@ async def write(events: EventStore, count: int, user: str = "mei", at_once: int 
         numbers = range(begun, min(begun + at_once, count))
         some = [Draft(submitted(job_id(n), user), meta(f"{user} {seq} {n}")) for n in numbers]
         some[0] = msgspec.structs.replace(some[0], boundary=topology.admissions(user), expected=seq)
-        seq = (await events.append(some, within=20))[-1].seq
+        seq = (await events.append(some, within=60))[-1].seq
     return seq
+
+
+async def go_on_writing(events: EventStore, enough: asyncio.Event) -> int:
+    """Append until it is enough, and once more; returns the last sequence."""
+    while not enough.is_set():
+        await write(events, 50, at_once=10)
+    return await write(events, 50, at_once=10)
 
 
 async def ledger(events: EventStore, user: str) -> int:
@@ -90,7 +99,7 @@ async def ledger(events: EventStore, user: str) -> int:
 
 async def test_an_empty_log_is_caught_up_with_at_once(nats_client: Client) -> None:
     async with aclosing(follow(nats_client, 1)) as batches:
-        batch = await asyncio.wait_for(anext(batches), 2)
+        batch = await asyncio.wait_for(anext(batches), 30)
     assert (batch.records, batch.caught_up) == ([], True)
 
 
@@ -109,7 +118,7 @@ async def test_what_was_there_comes_first_then_what_is_new(nats_client: Client, 
 async def test_a_long_log_is_read_from_any_point(nats_client: Client, events: EventStore, start: int) -> None:
     await write(events, 3000)
     async with following(nats_client, start, most=170) as reader:
-        await wait_until(lambda: any(reader.caught_up), 20)
+        await wait_until(lambda: any(reader.caught_up), 60)
         assert reader.seqs == list(range(start, 3001))
         assert reader.caught_up.index(True) == len(reader.caught_up) - 1
 
@@ -127,7 +136,7 @@ async def test_a_filter_leaves_the_rest_out(nats_client: Client, events: EventSt
 async def test_samples_are_followed_on_their_own_stream(nats_client: Client) -> None:
     where = topology.subject(sampled())
     body = msgspec.json.encode(sampled())
-    await nats_client.request(where, body, headers=headers(sampled(), meta(), where))
+    await nats_client.request(where, body, headers=headers(sampled(), meta(), where), timeout=10)
     async with following(nats_client, stream=topology.METRICS, filters=(topology.ALL_METRICS,)) as reader:
         await reader.reaches(1)
     assert reader.records[0].event == sampled()
@@ -173,11 +182,12 @@ async def test_a_server_that_goes_and_comes_is_read_on(
 ) -> None:
     async with following(nats_client) as reader:
         for _ in range(3):
-            writing = asyncio.create_task(write(events, 300, at_once=10))
-            await wait_until(lambda: len(reader.seqs) % 300, what="some were read, more are being written")
-            assert not writing.done()
+            read, enough = len(reader.seqs), asyncio.Event()
+            writing = asyncio.create_task(go_on_writing(events, enough))
+            await wait_until(lambda read=read: len(reader.seqs) > read, what="some were read")  # type: ignore[misc]  # a default
             nats_server.kill() if how == "killed" else nats_server.stop()
             nats_server.start()
+            enough.set()
             last = await writing
         await reader.reaches(last)
     assert reader.seqs == list(range(1, last + 1))
@@ -216,15 +226,31 @@ async def test_nothing_is_left_behind(
     await wait_until(only_ours, what="the reader's own consumer is gone")
 
 
+async def test_what_listened_goes_though_the_server_is_away(
+    nats_server: EmbeddedNats, nats_client: Client, events: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise each outage would leave one more subscription, for as long as the process lives."""
+    await write(events, 1)
+    before = len(nats_client._subs)
+    async with following(nats_client) as reader:
+        await reader.reaches(1)
+        nats_server.kill()
+        await wait_until(lambda: "is interrupted" in caplog.text, what="the reader has given up")
+        assert len(nats_client._subs) == before
+        nats_server.start()
+        await reader.reaches(await write(events, 1))
+        assert len(nats_client._subs) == before + 1
+
+
 @pytest.mark.fault("B3")
 async def test_what_cannot_be_read_stops_reading_right_before_it(
     nats_client: Client, events: EventStore
 ) -> None:
     await write(events, 3)
-    await nats_client.request("forge.evt.admission.mallory", b"\x00")
+    await nats_client.request("forge.evt.admission.mallory", b"\x00", timeout=10)
     await write(events, 3)
     async with following(nats_client) as reader:
-        await asyncio.wait([reader.task], timeout=5)
+        await asyncio.wait([reader.task], timeout=30)
         assert isinstance(reader.task.exception(), LogUnreadable)
         assert "message 4" in str(reader.task.exception())
     assert reader.seqs == [1, 2, 3]
@@ -235,7 +261,7 @@ async def test_what_cannot_be_read_stops_reading_right_before_it(
 
 async def ends_damaged(reader: Reader) -> str:
     """Why it ended."""
-    await asyncio.wait([reader.task], timeout=10)
+    await asyncio.wait([reader.task], timeout=30)
     error = reader.task.exception()
     assert isinstance(error, LogDamaged), error
     return error.detail
@@ -257,9 +283,16 @@ async def test_a_log_that_comes_back_shorter_is_not_read_on(
 
 
 async def test_a_log_that_comes_back_as_another_is_not_read_on(
-    nats_server: EmbeddedNats, nats_client: Client, events: EventStore
+    nats_client: Client, events: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where only the reader's own subjects were looked at, and it is longer than before."""
+    made, still_there = asyncio.Event(), follower._still_there
+
+    async def later(*given: Any) -> None:  # half made it would be one that is shorter
+        await made.wait()
+        await still_there(*given)
+
+    monkeypatch.setattr(follower, "_still_there", later)
     async with following(nats_client, filters=(topology.ALL_ADMISSIONS,)) as reader:
         await reader.reaches(await write(events, 5))
         config = msgspec.json.decode(await request(nats_client, "STREAM.INFO.FORGE_EVENTS"))["config"]
@@ -267,8 +300,9 @@ async def test_a_log_that_comes_back_as_another_is_not_read_on(
         aside = {**config, "subjects": ["aside.>"], "allow_direct": False}
         await request(nats_client, "STREAM.CREATE.FORGE_EVENTS", aside)
         for _ in range(7):
-            await nats_client.request("aside.x", b"{}", headers={"ce-id": "another"})
+            await nats_client.request("aside.x", b"{}", headers={"ce-id": "another"}, timeout=10)
         await request(nats_client, "STREAM.UPDATE.FORGE_EVENTS", {**config, "subjects": config["subjects"]})
+        made.set()
         assert "another log: its event 5" in await ends_damaged(reader)
 
 
@@ -283,6 +317,29 @@ async def test_a_skipped_event_is_noticed_by_who_reads_the_whole_log(
     async with following(nats_client) as reader:
         assert "event 6 comes right after event 4" in await ends_damaged(reader)
     assert reader.seqs == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("read", [0, 2], ids=["the first", "the last"])
+async def test_deliveries_that_got_lost_are_read_again(
+    nats_client: Client, events: EventStore, monkeypatch: pytest.MonkeyPatch, read: int
+) -> None:
+    """As with a connection that broke in the moment, and nothing comes behind them that would tell."""
+    real, seen = follower._Reader._on_message, 0
+
+    async def losing(reader: follower._Reader, message: Msg) -> None:
+        nonlocal seen
+        delivery = not (message.headers or {}).get("Status")
+        seen += delivery
+        if not delivery or not read < seen <= 5:
+            await real(reader, message)
+
+    monkeypatch.setattr(follower._Reader, "_on_message", losing)
+    await write(events, read)
+    async with following(nats_client) as reader:
+        await wait_until(lambda: len(reader.seqs) == read, 10, "the beginning is read")
+        await write(events, 5 - read)
+        await reader.reaches(5)
+    assert reader.seqs == [1, 2, 3, 4, 5]
 
 
 async def test_an_event_that_does_not_come_is_asked_for(

@@ -28,7 +28,7 @@ FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
 async def publish(nc: Client, where: str, body: bytes = b"{}", **given: str) -> dict[str, Any]:
     """Publish and return the server's answer; header names have dashes for underscores."""
     named = {name.replace("_", "-"): value for name, value in given.items()}
-    answer = await nc.request(where, body, timeout=5, headers=named or None)
+    answer = await nc.request(where, body, timeout=20, headers=named or None)
     return msgspec.json.decode(answer.data) if answer.data else {}  # type: ignore[no-any-return]
 
 
@@ -40,7 +40,7 @@ async def state(nc: Client, stream: str) -> dict[str, Any]:
     return msgspec.json.decode(await request(nc, f"STREAM.INFO.{stream}"))["state"]  # type: ignore[no-any-return]
 
 
-async def take(nc: Client, timeout: float = 5) -> Msg:
+async def take(nc: Client, timeout: float = 20) -> Msg:
     subscription = await nc.jetstream().pull_subscribe_bind(GENERATION, stream=DISPATCH)
     try:
         [message] = await subscription.fetch(1, timeout=timeout)
@@ -203,7 +203,7 @@ async def test_an_order_keeps_its_place_until_it_is_acked(nats_client: Client) -
         await give(nats_client, nth)
     message = await take(nats_client)
     assert code(await give(nats_client, 4)) == 10077
-    await message.ack_sync()
+    await message.ack_sync(timeout=10)
     assert code(await give(nats_client, 4)) == 0
 
 
@@ -221,7 +221,7 @@ async def test_a_delayed_release_holds_its_place(nats_client: Client) -> None:
 async def test_a_release_comes_again_at_once(nats_client: Client) -> None:
     await give(nats_client, 1)
     await (await take(nats_client)).nak()
-    assert (await take(nats_client, timeout=1)).metadata.num_delivered == 2
+    assert (await take(nats_client, timeout=5)).metadata.num_delivered == 2
 
 
 async def test_three_are_out_at_a_time_even_if_more_could_be(nats_client: Client) -> None:
@@ -239,7 +239,7 @@ async def test_three_are_out_at_a_time_even_if_more_could_be(nats_client: Client
 async def test_the_id_of_an_order_outlives_it(nats_client: Client) -> None:
     """An order given again after it was acked is swallowed: it counts as given until looking tells."""
     first = await give(nats_client, 1, "1-1")
-    await (await take(nats_client)).ack_sync()
+    await (await take(nats_client)).ack_sync(timeout=10)
     again = await give(nats_client, 1, "1-1")
     assert (again["seq"], again["duplicate"]) == (first["seq"], True)
     assert (await state(nats_client, DISPATCH))["messages"] == 0
@@ -254,7 +254,7 @@ async def test_every_ack_is_told_with_the_orders_sequence(nats_client: Client) -
     await nats_client.subscribe(ORDER_DONE, cb=heard)
     for nth in (1, 2):
         await give(nats_client, nth)
-        await (await take(nats_client)).ack_sync()
+        await (await take(nats_client)).ack_sync(timeout=10)
     await wait_until(lambda: told == [1, 2])
 
 
@@ -266,7 +266,7 @@ async def test_a_late_ack_takes_the_order_from_its_new_holder(nats_client: Clien
     await old.nak()
     await take(nats_client)
     old._ackd = False
-    await old.ack_sync()
+    await old.ack_sync(timeout=10)
     assert (await state(nats_client, DISPATCH))["messages"] == 0
 
 
@@ -281,7 +281,7 @@ async def test_what_is_ready_is_told_to_others_as_a_cloud_event(
 
     async def there() -> Msg | None:
         asked = f"$JS.API.DIRECT.GET.{ASSETS_READY}"
-        answer = await nats_client.request(asked, msgspec.json.encode({"seq": 1}))
+        answer = await nats_client.request(asked, msgspec.json.encode({"seq": 1}), timeout=10)
         return None if (answer.headers or {}).get("Status") else answer
 
     message = await wait_until(there)

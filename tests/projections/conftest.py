@@ -7,6 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from forge import database
+from forge.projections import reading
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the tables may take as long as a busy machine does for many of them."""
+    monkeypatch.setattr(reading, "SECONDS", 60.0)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from factories import (
@@ -124,11 +124,13 @@ def things() -> Projection:
                 yield Add(THING, {"id": id_}, {"n": value})
             case "delete":
                 yield Run("delete from thing where id = any($1::int[]) and b is distinct from 3", id_, (id_,))
+            case "keep":
+                yield Run("update thing set b = 3 where id = any($1::int[])", id_, (id_,))
 
     return projection
 
 
-CHANGES = ["create", "grow", "put a", "put b", "add", "delete"]
+CHANGES = ["create", "grow", "put a", "put b", "add", "delete", "keep"]
 
 
 @given(
@@ -137,6 +139,7 @@ CHANGES = ["create", "grow", "put a", "put b", "add", "delete"]
     ),
     sizes=batchings,
 )
+@example(told=[("create", 1, 0), ("delete", 2, 0), ("keep", 1, 0), ("delete", 1, 0)], sizes=[4])
 @property_of_real_tables
 async def test_any_changes_in_any_batching_give_the_same_rows(
     pool: Pool, told: list[tuple[str, int, int]], sizes: list[int]

@@ -37,7 +37,7 @@ async def write(events: EventStore, count: int, user: str) -> list[tuple[str, by
     """Submissions of a new user in one batch; what was written."""
     drafts = [Draft(submitted(job_id(nth + 1), user), meta(f"{user} {nth}")) for nth in range(count)]
     drafts[0] = Draft(drafts[0].event, drafts[0].meta, topology.admissions(user))
-    records = await events.append(drafts, within=20)
+    records = await events.append(drafts, within=60)
     return [(str(record.meta.id), encode(record.event)) for record in records]
 
 
@@ -51,7 +51,7 @@ async def reaches(pool: Pool, seq: int) -> list[Entry]:
         except (TimeoutError, database.DatabaseUnavailable):
             return False
 
-    await wait_until(there, 20, f"the copy reaches {seq}")
+    await wait_until(there, 60, f"the copy reaches {seq}")
     async with pool.acquire() as connection:
         return [entry async for page in archive.read(connection) for entry in page]
 
@@ -60,14 +60,14 @@ async def test_what_was_written_is_copied_and_what_cannot_be_read_too(
     nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
 ) -> None:
     wanted = await write(events, 30, "mei")
-    await nats_client.request("forge.evt.admission.mallory", b"\x00\xff")
+    await nats_client.request("forge.evt.admission.mallory", b"\x00\xff", timeout=10)
     async with copying(nats_server, pool):
         await reaches(pool, 31)
         wanted += [("", b"\x00\xff"), *(await write(events, 5, "lin"))]
         entries = await reaches(pool, 36)
     assert [(entry.event_id, entry.data) for entry in entries] == wanted
     assert not any(name.startswith("Nats-") for entry in entries for name in entry.headers)
-    direct = await nats_client.request("$JS.API.DIRECT.GET.FORGE_EVENTS", b'{"seq": 7}')
+    direct = await nats_client.request("$JS.API.DIRECT.GET.FORGE_EVENTS", b'{"seq": 7}', timeout=10)
     told = (direct.headers or {})["Nats-Time-Stamp"]
     assert told.startswith(entries[6].arrived.isoformat().removesuffix("+00:00").rstrip("0"))
 
@@ -113,7 +113,7 @@ async def test_another_log_is_not_copied_behind_the_first(
     await topology.apply(nats_client)
     await write(events, 9, "lin")
     async with copying(nats_server, pool) as task:
-        await asyncio.wait({task}, timeout=10)
+        await asyncio.wait({task}, timeout=30)
         with pytest.raises(LogDamaged, match="another log: its event 1 is"):
             task.result()
     assert await reaches(pool, 3) == before

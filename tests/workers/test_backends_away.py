@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import msgspec
@@ -12,7 +10,7 @@ import pytest
 
 from comfyui.conformance.comfy_server import flat
 from forge.comfyui.client import Comfy
-from forge.comfyui.simulator import Faults, Simulator
+from forge.comfyui.simulator import Faults
 from forge.domain import jobs
 from forge.domain.ids import prompt_id
 from forge.events.jobs import JobCompleted, JobFailed, JobRedirected, JobStarted
@@ -21,9 +19,10 @@ from forge.follower import follow
 from forge.topology import ALL_METRICS, METRICS
 from forge.workers import abandoned
 from waiting import wait_until
-from workers.works import HURRY, Hold, Works, hold_before
+from workers.works import HURRY, Hold, Works, hear_of_refusal, hold_before
 
 Patch = pytest.MonkeyPatch
+SOON_WEDGED = msgspec.structs.replace(HURRY, cancel=0.5)
 
 
 # ------------------------------------------------------------------- refused connections
@@ -37,24 +36,12 @@ async def _about_to_post(works: Works, patch: Patch) -> tuple[UUID, Hold]:
     return job, posting
 
 
-async def _gone_down(simulator: Simulator, seconds: float) -> asyncio.Task[None]:
-    """It refuses connections, for so long."""
-    down = asyncio.create_task(simulator.go_down(seconds))
-
-    def refused() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", urlsplit(simulator.url).port)) != 0
-
-    await wait_until(refused, what="it is down")
-    return down
-
-
 async def test_a_refused_connection_takes_the_attempt_to_the_fallback(
     two_comfyuis: Works, monkeypatch: Patch
 ) -> None:
     works = two_comfyuis
     job, posting = await _about_to_post(works, monkeypatch)
-    down = await _gone_down(works.simulator, 1.0)
+    await works.simulator.leave()
     posting.opened.set()
     await works.happened(job, "completed")
     assert await works.facts(job) == ["started", "redirected", "completed"]
@@ -63,32 +50,33 @@ async def test_a_refused_connection_takes_the_attempt_to_the_fallback(
     assert "fallback" in redirected.reason
     await works.ended_once(job, JobCompleted)
     await works.nothing_left(job)
-    await down
 
 
 async def test_a_refused_connection_waits_where_there_is_no_other_backend(
     works: Works, monkeypatch: Patch
 ) -> None:
     job, posting = await _about_to_post(works, monkeypatch)
-    down = await _gone_down(works.simulator, 0.5)
+    await works.simulator.leave()
+    refusal = hear_of_refusal(monkeypatch)
     posting.opened.set()
+    await asyncio.wait_for(refusal.wait(), 30)
+    await works.simulator.come_back()
     await works.happened(job, "completed")
     assert await works.facts(job) == ["started", "redirected", "completed"]
     assert [e.attempt for e in await works.log() if isinstance(e, JobStarted)] == [1]
     await works.nothing_left(job)
-    await down
 
 
 async def test_an_attempt_does_not_go_round_for_ever(works: Works, monkeypatch: Patch) -> None:
     monkeypatch.setattr(jobs, "MAX_REDIRECTIONS", 0)
     job, posting = await _about_to_post(works, monkeypatch)
-    down = await _gone_down(works.simulator, 0.5)
+    await works.simulator.leave()
     posting.opened.set()
     await works.happened(job, "attempt_failed")
+    await works.simulator.come_back()
     await works.happened(job, "completed")
     assert await works.facts(job) == ["started", "attempt_failed", "started", "completed"]
     await works.nothing_left(job, attempts=2)
-    await down
 
 
 # ------------------------------------------------------------------- hung
@@ -100,10 +88,13 @@ async def test_a_wedged_comfyui_is_left_and_used_again_when_it_executes(
     works = two_comfyuis
     wedged, other = works.simulators
     works.time_out(0.3)
+    works.patience = SOON_WEDGED
     wedged.faults = Faults(frozen=True)
     await works.start_worker()
     job = await works.submit()
     await works.runs(job)
+    await works.happened(job, "attempt_failed")
+    works.time_out(60)
     await works.happened(job, "completed")
     assert await works.facts(job) == ["started", "attempt_failed", "started", "completed"]
     assert works.backends.named(wedged.url) is not None
@@ -126,10 +117,12 @@ async def test_a_wedged_comfyui_is_left_and_used_again_when_it_executes(
 
 async def test_work_waits_while_the_only_comfyui_is_wedged(works: Works) -> None:
     works.time_out(0.3)
+    works.patience = SOON_WEDGED
     works.simulator.faults = Faults(frozen=True)
     await works.start_worker()
     first = await works.submit(1)
     await works.happened(first, "attempt_failed")
+    works.time_out(60)
     await wait_until(lambda: works.backends.choose() is None, what="it is in quarantine")
     second = await works.submit(2)
     await wait_until(lambda: works.ordered(second), what="its order is out")
@@ -151,7 +144,7 @@ async def test_a_lost_lease_sends_nothing(works: Works, monkeypatch: Patch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(Delivery, "held", property(lambda self: False))
         posting.opened.set()
-        await wait_until(lambda: works.facts_include(job, "adopted", "attempt_failed"), 20, "others look")
+        await wait_until(lambda: works.facts_include(job, "adopted", "attempt_failed"), 60, "others look")
         assert not sent
     await works.happened(job, "completed")
     assert str(prompt_id(job, 1)) not in sent

@@ -39,13 +39,13 @@ async def scheduling(home: House, clock: Any = utc) -> AsyncIterator[Scheduler]:
         yield role
     finally:
         stop.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_what_is_due_expires_by_itself_and_its_file_follows(home: House) -> None:
     due, kept = await home.asset(b"due", expires=ago(1)), await home.asset(b"kept")
     async with home.cleaning(), scheduling(home), scheduling(home):
-        await wait_until(lambda: home.files() == {kept.content_hash}, 20, "the file is gone")
+        await wait_until(lambda: home.files() == {kept.content_hash}, 60, "the file is gone")
         await home.cleaned()
     assert [gone.asset_id for gone in await home.facts(AssetExpired)] == [due.asset_id]
     await home.agree()
@@ -61,7 +61,7 @@ async def test_rows_and_files_are_brought_together_while_others_work(home: House
         async def together() -> bool:
             return home.files() == await home.rows() == {kept.content_hash}
 
-        await wait_until(together, 20, "rows = files")
+        await wait_until(together, 60, "rows = files")
         assert (busy / "half").exists()
         await home.cleaned()
     assert [gone.reason for gone in await home.facts(AssetDeleted)] == ["lost"]

@@ -20,20 +20,30 @@ from forge.workers import loop
 from forge.workers.loop import Delivery, Outcome, consume
 from waiting import wait_until
 
-ACK_WAIT = 1.0
+ACK_WAIT = 2.5
 Handler = Callable[[Delivery], Awaitable[Outcome]]
 
 
 @pytest.fixture(autouse=True)
 async def hurried(nats_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases a tenth as long, in the same proportions."""
+    """Who stops stops soon. A lease lasts longer than any test, so that what comes again was given back."""
     monkeypatch.setattr(loop, "PULL_SECONDS", 0.3)
-    monkeypatch.setattr(loop, "HEARTBEAT_SECONDS", ACK_WAIT / 4)
+    await _lease(nats_client, 300.0)
+
+
+@pytest.fixture
+async def short_leases(nats_client: Client, hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter as long, and renewed more often in proportion, since a machine may stall."""
+    monkeypatch.setattr(loop, "HEARTBEAT_SECONDS", ACK_WAIT / 10)
     monkeypatch.setattr(loop, "LEASE_SECONDS", ACK_WAIT * 0.8)
+    await _lease(nats_client, ACK_WAIT)
+
+
+async def _lease(nc: Client, seconds: float) -> None:
     path = f"{DISPATCH}.{GENERATION}"
-    config = msgspec.json.decode(await request(nats_client, f"CONSUMER.INFO.{path}"))["config"]
-    config["ack_wait"] = int(ACK_WAIT * 1e9)
-    await request(nats_client, f"CONSUMER.CREATE.{path}", {"stream_name": DISPATCH, "config": config})
+    config = msgspec.json.decode(await request(nc, f"CONSUMER.INFO.{path}"))["config"]
+    config["ack_wait"] = int(seconds * 1e9)
+    await request(nc, f"CONSUMER.CREATE.{path}", {"stream_name": DISPATCH, "config": config})
 
 
 @asynccontextmanager
@@ -44,7 +54,7 @@ async def working(nc: Client, handler: Handler) -> AsyncIterator[asyncio.Event]:
     try:
         yield stop
         stop.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 30)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -52,7 +62,7 @@ async def working(nc: Client, handler: Handler) -> AsyncIterator[asyncio.Event]:
 
 async def give(nc: Client, count: int = 1, first: int = 1) -> None:
     for nth in range(first, first + count):
-        await nc.request(order(job_id(nth)), f"{nth}".encode())
+        await nc.request(order(job_id(nth)), f"{nth}".encode(), timeout=10)
 
 
 async def left(nc: Client) -> int:
@@ -96,8 +106,8 @@ async def _empty(nc: Client) -> bool:
 async def test_what_is_released_comes_again_at_once(nats_client: Client) -> None:
     hands = Hands(Outcome.RELEASE, Outcome.RELEASE, Outcome.DONE)
     await give(nats_client)
-    async with asyncio.timeout(ACK_WAIT), working(nats_client, hands):
-        await wait_until(lambda: _empty(nats_client))
+    async with working(nats_client, hands):
+        await wait_until(lambda: _empty(nats_client), what="each time long before the lease ends")
     assert hands.seen == [b"1"] * 3
 
 
@@ -110,6 +120,7 @@ async def test_a_handler_that_breaks_gives_back_what_it_had(nats_client: Client,
     assert hands.seen == [b"1"] * 2
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_slow_work_is_not_given_to_another(nats_client: Client) -> None:
     hands, others = Hands(), Hands()
     hands.go_on.clear()
@@ -117,7 +128,7 @@ async def test_slow_work_is_not_given_to_another(nats_client: Client) -> None:
     async with working(nats_client, hands):
         await wait_until(lambda: hands.seen)
         async with working(nats_client, others):
-            await asyncio.wait_for(_renewals(nats_client, ACK_WAIT * 2), 10)
+            await asyncio.wait_for(_renewals(nats_client, ACK_WAIT * 1.3), 60)
             hands.go_on.set()
             await wait_until(lambda: _empty(nats_client))
     assert (hands.seen, others.seen) == ([b"1"], [])
@@ -139,6 +150,7 @@ async def _renewals(nc: Client, seconds: float) -> None:
 
 
 @pytest.mark.fault("H2")
+@pytest.mark.usefixtures("short_leases")
 async def test_a_lost_lease_stops_the_work_and_another_begins_it(
     nats_client: Client, nats_server: EmbeddedNats
 ) -> None:
@@ -170,7 +182,7 @@ async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_new(nats_clie
 
 
 async def test_an_idle_loop_stops_soon(nats_client: Client) -> None:
-    async with asyncio.timeout(3), working(nats_client, Hands()):
+    async with asyncio.timeout(30), working(nats_client, Hands()):
         await wait_until(lambda: _pulling(nats_client))
 
 
@@ -188,8 +200,8 @@ async def test_a_cancelled_loop_gives_back_at_once(nats_client: Client) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (task.cancelled(), hands.cancelled) == (True, 1)
-    async with asyncio.timeout(ACK_WAIT * 0.8), working(nats_client, others):
-        await wait_until(lambda: _empty(nats_client))
+    async with working(nats_client, others):
+        await wait_until(lambda: _empty(nats_client), what="long before the lease ends")
     assert others.seen == [b"1"]
 
 
@@ -237,7 +249,7 @@ async def test_a_loop_outlives_its_server(nats_client: Client, nats_server: Embe
 
 async def _given(nc: Client, number: int) -> bool:
     try:
-        await nc.request(order(job_id(number)), f"{number}".encode(), timeout=0.3)
+        await nc.request(order(job_id(number)), f"{number}".encode(), timeout=1.0)
     except Exception:
         return False
     return True

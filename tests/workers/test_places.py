@@ -23,7 +23,7 @@ async def test_no_place_is_lost_however_deliveries_end(nats_client: Client) -> N
     pull = await nats_client.jetstream().pull_subscribe_bind(GENERATION, stream=DISPATCH)
     for _ in range(TIMES):
         await _fill(nats_client)
-        [message] = await pull.fetch(1, timeout=5)
+        [message] = await pull.fetch(1, timeout=30)
         match dice.choice(("done", "released", "done late", "deleted", "renewed")):
             case "done":
                 await Delivery(nats_client, message).settle(Outcome.DONE)
@@ -36,18 +36,18 @@ async def test_no_place_is_lost_however_deliveries_end(nats_client: Client) -> N
                 seq = message.metadata.sequence.stream
                 await request(nats_client, f"STREAM.MSG.DELETE.{DISPATCH}", {"seq": seq})
             case "renewed":
-                await nats_client.request(message.reply, b"+WPI", timeout=2)
+                await nats_client.request(message.reply, b"+WPI", timeout=10)
                 await Delivery(nats_client, message).settle(Outcome.DONE)
     await request(nats_client, f"STREAM.PURGE.{DISPATCH}", {})
     assert await _fill(nats_client) == 3
-    assert len(await pull.fetch(3, timeout=5)) == 3, "all three are delivered at once"
+    assert len(await pull.fetch(3, timeout=30)) == 3, "all three are delivered at once"
 
 
 async def _fill(nc: Client) -> int:
     """Give orders until one is refused; how many were taken."""
     given = 0
     while True:
-        answer = await nc.request(order_subject(uuid4()), b"{}", timeout=2)
+        answer = await nc.request(order_subject(uuid4()), b"{}", timeout=10)
         if msgspec.json.decode(answer.data).get("error"):
             return given
         given += 1

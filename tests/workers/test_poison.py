@@ -29,7 +29,7 @@ async def test_poison_orders_are_thrown_out_and_the_next_job_runs(
     kind: str, works: Works, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):  # one for every place
-        await works.nc.request(order_subject(uuid4()), POISON[kind], timeout=2)
+        await works.nc.request(order_subject(uuid4()), POISON[kind], timeout=10)
     job = await works.submit()
     with caplog.at_level(logging.ERROR, "forge.generation"):
         await works.start_worker()

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 import damage
 from endless import beside
@@ -41,10 +42,14 @@ async def write(events: EventStore, count: int, user: str) -> int:
     first = 1000 * int.from_bytes(user.encode()) % 2**40
     for nth in range(first, first + count):
         job = job_id(nth)
-        [record] = await events.append([Draft(submitted(job, user), meta(f"submit {nth}"), ledger, seq)])
+        [record] = await events.append(
+            [Draft(submitted(job, user), meta(f"submit {nth}"), ledger, seq)], within=60
+        )
         seq = record.seq
         fact = cancelled(job, user) if nth % 2 else started(job, user)
-        [record] = await events.append([Draft(fact, meta(f"fact {nth}"), topology.job(user, job), 0)])
+        [record] = await events.append(
+            [Draft(fact, meta(f"fact {nth}"), topology.job(user, job), 0)], within=60
+        )
     return record.seq
 
 
@@ -61,7 +66,7 @@ async def reaches(pool: Pool, seq: int) -> None:
             return False
         return bool(position >= seq)
 
-    await wait_until(there, 20, f"the tables reach {seq}")
+    await wait_until(there, 60, f"the tables reach {seq}")
 
 
 async def same_as_folded_by_hand(pool: Pool, events: EventStore) -> None:
@@ -88,7 +93,7 @@ async def test_a_sample_has_its_own_stream_and_checkpoint(
     last = await write(events, 3, "mei")
     where = topology.subject(sampled())
     await nats_client.request(
-        where, msgspec.json.encode(sampled()), headers=headers(sampled(), meta(), where)
+        where, msgspec.json.encode(sampled()), headers=headers(sampled(), meta(), where), timeout=10
     )
     async with projecting(nats_server, pool):
         await reaches(pool, last)
@@ -111,6 +116,60 @@ async def test_readers_are_told_how_far_the_tables_are(
         last = await write(events, 5, "mei")
         await wait_until(lambda: last in told)
     assert told == sorted(told)
+
+
+async def test_readers_are_not_told_of_tables_that_a_rebuilt_one_is_behind(
+    nats_server: EmbeddedNats,
+    nats_client: Client,
+    pool: Pool,
+    events: EventStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reader that waits for what it wrote would be shown one table with it and one without."""
+    async with projecting(nats_server, pool):
+        before = await write(events, 5, "mei")
+        await reaches(pool, before)
+    begun, told = asyncio.Event(), asyncio.Queue[int]()
+
+    async def rebuild(*_: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def heard(message: Msg) -> None:
+        told.put_nowait(msgspec.json.decode(message.data)["seq"])
+
+    await nats_client.subscribe(topology.CHECKPOINT, cb=heard)
+    monkeypatch.setattr(projector, "rebuild", rebuild)
+    monkeypatch.setattr(projector.queue, "version", projector.queue.version + 1)
+    async with projecting(nats_server, pool):
+        await begun.wait()
+        last = await write(events, 5, "lin")
+        await wait_until(lambda: _at(pool, "inventory", last), what="the others go on")
+        await nats_client.flush()
+    assert told.empty()
+    assert await _at(pool, "queue", before)
+
+
+async def _at(pool: Pool, projection: str, seq: int) -> bool:
+    sql = "select seq from projection_checkpoint where projection = $1"
+    return bool(await pool.fetchval(sql, projection) == seq)
+
+
+@pytest.mark.fault("C1")
+async def test_tables_of_a_newer_forge_are_left_to_it(
+    nats_server: EmbeddedNats, pool: Pool, events: EventStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with projecting(nats_server, pool):
+        before = await write(events, 5, "mei")
+        await reaches(pool, before)
+    await pool.execute("update projection_checkpoint set version = 9 where projection = 'queue'")
+    last = await write(events, 1, "lin")
+    reason = "looks after the tables of queue: upgrade this one"
+    async with projecting(nats_server, pool):
+        await wait_until(lambda: any(reason in getattr(r, "reason", "") for r in caplog.records), what=reason)
+        assert await _at(pool, "inventory", before)
+        await pool.execute("update projection_checkpoint set version = $1 where projection = 'queue'", 1)
+        await reaches(pool, last)
 
 
 @pytest.mark.fault("K4")
@@ -173,7 +232,7 @@ async def test_a_postgres_that_goes_and_comes_is_written_on(
 
 async def refuses(task: asyncio.Task[None]) -> str:
     """Why a projector ended."""
-    await asyncio.wait({task}, timeout=10)
+    await asyncio.wait({task}, timeout=30)
     with pytest.raises(ExceptionGroup) as raised:
         task.result()
     [damaged] = raised.value.exceptions
@@ -212,7 +271,7 @@ async def test_samples_that_began_anew_are_read_from_their_start(
 
     async def sample(name: str) -> None:
         given = headers(sampled(), meta(name), where)
-        await nats_client.request(where, msgspec.json.encode(sampled()), headers=given)
+        await nats_client.request(where, msgspec.json.encode(sampled()), headers=given, timeout=10)
 
     async with projecting(nats_server, pool):
         for name in ("one", "two"):
@@ -230,10 +289,10 @@ async def test_what_cannot_be_read_stops_it_by_sequence_with_everything_before_i
     nats_server: EmbeddedNats, nats_client: Client, pool: Pool, events: EventStore
 ) -> None:
     last = await write(events, 3, "mei")
-    await nats_client.request("forge.evt.admission.mallory", b"\x00")
+    await nats_client.request("forge.evt.admission.mallory", b"\x00", timeout=10)
     await write(events, 3, "lin")
     async with projecting(nats_server, pool) as task:
-        await asyncio.wait({task}, timeout=10)
+        await asyncio.wait({task}, timeout=30)
         assert isinstance(task.exception(), ExceptionGroup)
         with pytest.raises(ExceptionGroup) as raised:
             task.result()
@@ -253,7 +312,7 @@ async def test_what_postgres_cannot_hold_stops_it_by_sequence(
     poison = submitted(job_id(7), "mallory", params={"prompt": "a\0b"})
     [record] = await events.append([Draft(poison, meta("poison"), topology.admissions("mallory"), 0)])
     async with projecting(nats_server, pool) as task:
-        await asyncio.wait({task}, timeout=10)
+        await asyncio.wait({task}, timeout=30)
         with pytest.raises(ExceptionGroup) as raised:
             task.result()
     assert isinstance(raised.value.exceptions[0], LogUnreadable)

@@ -19,7 +19,7 @@ from forge.store import Store
 from forge.workers import abandoned
 from forge.workers.attempt import Attempt
 from waiting import wait_until
-from workers.works import Hold, Step, Works, hold_after, hold_before
+from workers.works import Hold, Step, Works, hear_of_refusal, hold_after, hold_before
 
 Patch = pytest.MonkeyPatch
 
@@ -59,10 +59,10 @@ async def without_a_backend(works: Works, patch: Patch) -> UUID:
     await works.start_worker()
     job = await works.submit()
     await posting.occupied()
-    down = asyncio.create_task(works.simulator.go_down(1.5))
-    works.stack.push_async_callback(asyncio.wait_for, down, 5)
+    await works.simulator.leave()
+    refusal = hear_of_refusal(patch)
     posting.opened.set()
-    await wait_until(lambda: works.backends.choose() is None, what="it took no connection")
+    await asyncio.wait_for(refusal.wait(), 30)
     return job
 
 
@@ -80,7 +80,7 @@ async def posting(works: Works, patch: Patch) -> UUID:
     patch.setattr(Http, "ask", noted)
     await works.start_worker()
     job = await works.submit()
-    await asyncio.wait_for(sent.wait(), 10)
+    await asyncio.wait_for(sent.wait(), 30)
     return job
 
 
@@ -190,6 +190,8 @@ async def test_a_cancelled_job_leaves_nothing(stage: Step, works: Works, monkeyp
         if stage is posting:  # nothing is gone before it has come
             await wait_until(lambda: works.simulator.record.submitted[str(prompt_id(job, 1))], what="taken")
         await works.nothing_left(job)
+    if stage is without_a_backend:
+        await works.simulator.come_back()
     works.simulator.faults = Faults()
     await works.ended_once(job, JobCancelled)
     for one in works.others:
@@ -225,21 +227,35 @@ async def _three_places_are_free(works: Works) -> None:
 
 async def slow_behind_another(works: Works, patch: Patch) -> UUID:
     works.time_out(0.3)
-    works.simulator.render(1500, 1500)
+    works.simulator.faults = Faults(frozen=True)
     await works.foreign()
     await works.start_worker()
-    return await works.submit()
+    job = await works.submit()
+    await works.happened(job, "attempt_failed")
+    works.simulator.faults = Faults()
+    return job
 
 
 async def slow_to_run(works: Works, patch: Patch) -> UUID:
     works.time_out(0.3)
-    return await running(works, patch)
+    works.patience = msgspec.structs.replace(works.patience, queue_factor=100)  # until it runs
+    works.simulator.render(*SLOW)
+    await works.start_worker()
+    return await works.submit()
 
 
 async def slow_to_take_the_prompt(works: Works, patch: Patch) -> UUID:
     """The answer to the POST is given up before ComfyUI queues the prompt: that comes to be all the same."""
     patch.setattr(abandoned, "LOOK_SECONDS", 0.1)
-    works.patience = msgspec.structs.replace(works.patience, read=0.3, lost_answer=0.1)
+    given_up, ask = list[str](), Http.ask
+
+    async def impatient(http: Http, method: str, path: str, **more: Any) -> Any:
+        if path == "/prompt" and method == "POST" and not given_up:
+            given_up.append(path)
+            more["timeout"] = 0.3
+        return await ask(http, method, path, **more)
+
+    patch.setattr(Http, "ask", impatient)
     works.simulator.render(*SLOW)
     works.simulator.faults = Faults(take_delay_ms=1500)
     await works.start_worker()
@@ -251,12 +267,12 @@ async def slow_to_take_the_prompt(works: Works, patch: Patch) -> UUID:
 
 
 async def slow_to_fetch(works: Works, patch: Patch) -> UUID:
-    works.patience = msgspec.structs.replace(works.patience, read=0.3)
+    works.patience = msgspec.structs.replace(works.patience, fetch=1.0)
     fetching = hold_before(patch, Attempt, "_fetch")
     await works.start_worker()
     job = await works.submit()
     await fetching.occupied()
-    works.simulator.faults = Faults(slow_http_ms=700)
+    works.simulator.faults = Faults(slow_http_ms=1500)
     fetching.opened.set()
     await works.happened(job, "attempt_failed")
     works.simulator.faults = Faults()

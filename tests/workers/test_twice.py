@@ -21,7 +21,7 @@ async def test_of_two_hands_with_one_order_one_draws(works: Works, monkeypatch: 
 
     async def held(attempt: Attempt) -> Any:
         begun.append(attempt)
-        await asyncio.wait_for(both.wait(), 10)
+        await asyncio.wait_for(both.wait(), 30)
         return await start(attempt)
 
     monkeypatch.setattr(Attempt, "_start", held)

@@ -50,21 +50,22 @@ from forge.workers.thumbnails import Thumbnails
 from waiting import wait_until
 
 HURRY = Patience(
-    connect=0.5,
-    read=1.0,
+    connect=5.0,
+    read=10.0,
     poll=(0.1, 0.2),
     poll_deaf=(0.02, 0.05),
     poll_first=0.005,
     settle=0.02,
-    lost_answer=0.6,
+    lost_answer=10.0,
     unreachable=1.0,
-    cancel=0.5,
+    cancel=10.0,
     queue_factor=1.0,
     reconnect=(0.01, 0.05),
     health_interval=0.05,
     health_retry=0.03,
-    health_timeout=0.5,
+    health_timeout=5.0,
 )
+"""Soon again where it asks, and in no hurry for answers: a machine may stall."""
 
 Told = tuple[type[Event], ...]
 ENDS: Told = (JobCompleted, JobFailed, JobCancelled)
@@ -81,7 +82,7 @@ class Hold:
         await self.opened.wait()
 
     async def occupied(self) -> None:
-        await asyncio.wait_for(self.reached.wait(), 10)
+        await asyncio.wait_for(self.reached.wait(), 30)
 
 
 def hold_before(patch: pytest.MonkeyPatch, owner: type, name: str) -> Hold:
@@ -107,6 +108,18 @@ def hold_after(patch: pytest.MonkeyPatch, owner: type, name: str) -> Hold:
 
     patch.setattr(owner, name, held)
     return hold
+
+
+def hear_of_refusal(patch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Is set when a ComfyUI has not taken a connection for a prompt."""
+    refusal, real = asyncio.Event(), Backends.refused
+
+    def refused(backends: Backends, url: str, reason: str) -> None:
+        real(backends, url, reason)
+        refusal.set()
+
+    patch.setattr(Backends, "refused", refused)
+    return refusal
 
 
 class Works:
@@ -198,7 +211,7 @@ class Works:
         """What happened to a job so far, in words."""
         return [record.event.type.rpartition(".")[2] for record in (await self.load(job)).facts]
 
-    async def happened(self, job: UUID, fact: str, timeout: float = 20.0) -> None:
+    async def happened(self, job: UUID, fact: str, timeout: float = 60.0) -> None:
         async def there() -> bool:
             return fact in await self.facts(job)
 
@@ -252,7 +265,7 @@ class Works:
 
     # ----------------------------------------------------------------- ended
 
-    async def nothing_left(self, job: UUID, attempts: int = 1, timeout: float = 10.0) -> None:
+    async def nothing_left(self, job: UUID, attempts: int = 1, timeout: float = 30.0) -> None:
         """Wait until nothing of a job's attempts is anywhere: prompt, history, files, workspace, place."""
         prompts = {str(prompt_id(job, attempt)) for attempt in range(1, attempts + 1)}
 
