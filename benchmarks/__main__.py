@@ -27,6 +27,9 @@ NAMES = ("accept", "pipeline", "gap", "finish", "replay", "book", "assets", "mem
 
 ONE_ROUND = ("soak", "leak", "book")
 
+SHORT_SECONDS, HUNG = 900.0, 124
+"""A short run that takes longer, beside whatever else, hangs, and ends with this status."""
+
 
 class Told(msgspec.Struct):
     """What one benchmark wrote. ``exit_status`` is not 0 when it failed, or judged that something fails."""
@@ -77,11 +80,18 @@ def _run(name: str, given: argparse.Namespace) -> tuple[Told, msgspec.Raw]:
     with tempfile.TemporaryDirectory(prefix="forge-bench-") as folder:
         file = Path(folder, "found.json")
         words = [sys.executable, "-m", f"benchmarks.{name}", *_options(name, given, file)]
-        status = subprocess.run(words, check=False).returncode
+        status = _status(words, SHORT_SECONDS if given.short else None)
         written = file.read_bytes() if file.exists() else b"{}"
     told = msgspec.json.decode(written, type=Told)
     told.exit_status = status
     return told, msgspec.Raw(written)
+
+
+def _status(words: Sequence[str], seconds: float | None) -> int:
+    try:
+        return subprocess.run(words, check=False, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return HUNG
 
 
 def _options(name: str, given: argparse.Namespace, file: Path) -> list[str]:

@@ -14,7 +14,7 @@ _RUN = os.getpid()
 
 def user(client: int, nth: int) -> str:
     """Who asks: each client is a user of its own, and after ten jobs another one, because nobody may have
-    more that are not over. Users of another run are others."""
+    more that are not over. Users and sessions of another run are others."""
     return f"player-{_RUN}-{client:03}-{nth // 10}"
 
 
@@ -32,7 +32,7 @@ def bust(client: int, nth: int) -> bytes:
                 "category": "cultivator",
             },
             "priority": 1 + (client + nth) % 10,
-            "session_id": f"session-{client}-{nth // 100}",
+            "session_id": f"session-{_RUN}-{client}-{nth // 100}",
             "character_id": f"npc-{client}-{nth}",
         }
     )

@@ -2,9 +2,10 @@
 
 The events of jobs of all fates (:mod:`benchmarks.story`) are written into the log, in four equal steps. After
 each of them nats-server is started again, and everything is looked at: its files, its memory and how long it
-took; how long an API takes until it has read the log, and what it then holds; the second copy in Postgres,
-and how long ``forge log verify`` takes. A line through the steps (Theil–Sen) gives the cost of a job, and
-what a million would cost by it: that is an extrapolation, and says so.
+took; how long an API takes until it has read the log, and what it then holds; the same for one that begins
+with the snapshot which the first has left; the second copy in Postgres, and how long ``forge log verify``
+takes. A line through the steps (Theil–Sen) gives the cost of a job, and what a million would cost by it: that
+is an extrapolation, and says so.
 
 The window of duplicates is closed before nats-server is started again: in a benchmark the jobs of years
 arrive within its ten minutes.
@@ -59,6 +60,8 @@ class Cost(msgspec.Struct, frozen=True):
     api_start: float
     api_cpu: float
     api_rss: float
+    api_again: float
+    api_again_cpu: float
     copy_bytes: float
     verify: float
     verify_cpu: float
@@ -71,6 +74,8 @@ ABOUT = {
     "api_start": ("API, start until it has read the log", "µs", 1e-6, "s", 1.0),
     "api_cpu": ("of it, CPU of the API", "µs", 1e-6, "s", 1.0),
     "api_rss": ("API, RSS then", "kB", 1e3, "GB", 1e9),
+    "api_again": ("API, start with a snapshot", "µs", 1e-6, "s", 1.0),
+    "api_again_cpu": ("of it, CPU of the API", "µs", 1e-6, "s", 1.0),
     "copy_bytes": ("second copy, in Postgres", "kB", 1e3, "GB", 1e9),
     "verify": ("forge log verify", "µs", 1e-6, "s", 1.0),
     "verify_cpu": ("of it, CPU of the command", "µs", 1e-6, "s", 1.0),
@@ -135,7 +140,8 @@ class Bench:
         started = time.perf_counter() - began
         assert self.nats.process is not None
         rss = psutil.Process(self.nats.process.pid).memory_info().rss
-        api = self._api()
+        asyncio.run(self._postgres("delete from forge_log.snapshot"))
+        api, again = self._api(), self._api()
         verify, verify_cpu = self._verify()
         return Cost(
             jobs=jobs,
@@ -146,7 +152,9 @@ class Bench:
             api_start=api[0],
             api_cpu=api[1],
             api_rss=api[2],
-            copy_bytes=asyncio.run(self._copied()),
+            api_again=again[0],
+            api_again_cpu=again[1],
+            copy_bytes=asyncio.run(self._postgres("select pg_total_relation_size('forge_log.entry')")),
             verify=verify,
             verify_cpu=verify_cpu,
         )
@@ -160,16 +168,21 @@ class Bench:
             raise SystemExit(f"nats-server came back with {there} of {events} events")
 
     def _api(self) -> tuple[float, float, float]:
-        """Seconds until it has read the log, of CPU, and bytes then."""
+        """Seconds until it has read the log, of CPU, and bytes then; it leaves a snapshot."""
         port, began = servers.free_port(), time.perf_counter()
         words = ["forge", "api", "--open-to-loopback"]
-        with servers.process("api", words, self.place, FORGE_PORT=str(port)) as child:
+        with servers.process(
+            "api", words, self.place, FORGE_PORT=str(port), FORGE_SNAPSHOT_EVENTS="1"
+        ) as child:
             while not _caught_up(f"http://127.0.0.1:{port}/readyz"):
                 if not child.running or time.perf_counter() - began > _PATIENCE_SECONDS:
                     raise SystemExit(f"the API does not start:\n{child.last_words()}")
                 time.sleep(_LOOK_SECONDS)
-            took = time.perf_counter() - began
-            return took, harness.cpu_seconds(child.pid), psutil.Process(child.pid).memory_info().rss
+            took, process = time.perf_counter() - began, psutil.Process(child.pid)
+            found = took, harness.cpu_seconds(child.pid), process.memory_info().rss
+            while not asyncio.run(self._postgres("select count(*) from forge_log.snapshot")):
+                time.sleep(_LOOK_SECONDS)
+            return found
 
     def _verify(self) -> tuple[float, float]:
         before, began = _children(), time.perf_counter()
@@ -177,11 +190,12 @@ class Bench:
         subprocess.run(words, check=True, env=self.place.environ, stdout=subprocess.DEVNULL)
         return time.perf_counter() - began, _children() - before
 
-    async def _copied(self) -> int:
+    async def _postgres(self, statement: str) -> int:
         connection = await asyncpg.connect(self.postgres.dsn())
-        size: int = await connection.fetchval("select pg_total_relation_size('forge_log.entry')")
-        await connection.close()
-        return size
+        try:
+            return int(await connection.fetchval(statement) or 0)
+        finally:
+            await connection.close()
 
 
 def _caught_up(url: str) -> bool:

@@ -36,8 +36,6 @@ from forge.topology import ASSETS_READY
 
 SIDE = 1024
 WANTED = 1.5
-_PATIENCE_SECONDS = 30.0
-
 
 Heard = dict[UUID, asyncio.Future[float]]
 """Job → when its message came (Unix seconds); a message may come before the job's id is known here."""
@@ -126,11 +124,11 @@ async def _draw(
 ) -> Drawn:
     params = {"prompt": f"a pavilion above the mist, {os.getpid()} {name}", "width": SIDE, "height": SIDE}
     body = msgspec.json.encode({"job_type": "character_portrait", "params": params | {"steps": 1}})
-    status, answer = await wire.ask(post(forge, SUBMIT, body, user(0, 0)))
-    if status != 202:
+    status, answer = await wire.insist(post(forge, SUBMIT, body, user(0, 0), f"{os.getpid()} {name}"))
+    if status not in (200, 202):
         raise SystemExit(f"forge answered {status}: {answer[:500]!r}")
     job = UUID(msgspec.json.decode(answer)["id"])
-    at = await asyncio.wait_for(_of(heard, job), _PATIENCE_SECONDS)
+    at = await asyncio.wait_for(_of(heard, job), harness.PATIENCE_SECONDS)
     async with session.get(f"{comfyui}/simulator/record", params={"events": ""}) as record:
         events: list[dict[str, Any]] = (await record.json())["events"]
     prompt = str(prompt_id(job, 1))

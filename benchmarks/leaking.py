@@ -29,6 +29,6 @@ def leaking(act: Act, size: int) -> Act:
 
 if __name__ == "__main__":
     size = int(sys.argv.pop(1))
-    Admissions.submit = leaking(Admissions.submit, size)  # type: ignore[method-assign]
-    Generation.handle = leaking(Generation.handle, size)  # type: ignore[method-assign]
+    Admissions.submit = leaking(Admissions.submit, size)  # type: ignore[method-assign]  # planted
+    Generation.handle = leaking(Generation.handle, size)  # type: ignore[method-assign]  # planted
     main()

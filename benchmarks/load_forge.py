@@ -11,7 +11,7 @@ import msgspec
 import uvloop
 
 from benchmarks.asked import EVENTS, SUBMIT, swatch, user
-from benchmarks.harness import Measured, Measuring, tell
+from benchmarks.harness import PATIENCE_SECONDS, Measured, Measuring, tell
 from benchmarks.wire import connect, post
 
 
@@ -83,7 +83,7 @@ async def _client(
         if status != 202:
             raise RuntimeError(f"forge answered {status}: {body[:500]!r}")
         job_id = _accepted.decode(body).id
-        ending = await asyncio.wait_for(endings.of(job_id), 30)
+        ending = await asyncio.wait_for(endings.of(job_id), PATIENCE_SECONDS)
         if ending != "job.completed":
             raise RuntimeError(f"{job_id} ended as {ending}")
         measuring.note(began)

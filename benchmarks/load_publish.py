@@ -10,12 +10,12 @@ import nats
 import uvloop
 from nats.js import JetStreamContext
 
-from benchmarks.harness import Measured, Measuring, tell
+from benchmarks.harness import PATIENCE_SECONDS, Measured, Measuring, tell
 
 
 async def run(url: str, subject: str, clients: int, size: int, measuring: Measuring) -> Measured:
     nc = await nats.connect(url)
-    js = nc.jetstream()
+    js = nc.jetstream(timeout=PATIENCE_SECONDS)
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(_client(js, subject, bytes(size), measuring))

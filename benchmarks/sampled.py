@@ -12,6 +12,7 @@ import msgspec
 import nats
 import psutil
 
+from benchmarks.harness import PATIENCE_SECONDS
 from benchmarks.servers import Place
 
 MARKER = ".forge-store"
@@ -86,7 +87,7 @@ class Sampler:
         drawn = [
             await asyncio.to_thread(_files, root / "comfyui" / kind / "forge") for kind in ("output", "input")
         ]
-        jetstream = self._nc.jetstream()
+        jetstream = self._nc.jetstream(timeout=PATIENCE_SECONDS)
         state = (await jetstream.stream_info("FORGE_EVENTS")).state
         cleanup = await jetstream.consumer_info("FORGE_EVENTS", "cleanup")
         [log] = root.glob("nats/jetstream/*/streams/FORGE_EVENTS/msgs")

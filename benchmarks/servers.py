@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from benchmarks.harness import PATIENCE_SECONDS
 from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
 from forge.settings import load
@@ -61,9 +62,9 @@ def place(directory: Path | None) -> Iterator[Place]:
         try:
             environ = {
                 **os.environ,
-                "FORGE_NATS_URL": nats.start(),
+                "FORGE_NATS_URL": nats.start(PATIENCE_SECONDS),
                 "FORGE_NATS_PASSWORDS_DIR": str(nats.passwords_dir),
-                "FORGE_POSTGRES_DSN": postgres.start(),
+                "FORGE_POSTGRES_DSN": postgres.start(PATIENCE_SECONDS),
                 "FORGE_DATA_DIR": str(root / "data"),
                 "FORGE_WORKFLOWS_DIR": str(job_type(root / "workflows")),
                 "FORGE_RATE_PER_HOUR": "1000000000",
@@ -143,13 +144,13 @@ def free_port() -> int:
 def _ready(url: str, path: str, child: OwnedProcess) -> str:
     def answered() -> bool | None:
         try:
-            with urllib.request.urlopen(url + path, timeout=1.0):
+            with urllib.request.urlopen(url + path, timeout=10.0):
                 return True
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(0.02)
             return None
 
-    child.wait_ready(answered, 30.0)
+    child.wait_ready(answered, PATIENCE_SECONDS)
     return url
 
 

@@ -162,13 +162,13 @@ class Load:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._listen()), group.create_task(self._sample())]
+            listening = group.create_task(self._listen())
+            group.create_task(self._sample())
             await self.listening.wait()
             async with asyncio.TaskGroup() as clients:
                 for client in range(self.in_flight):
                     clients.create_task(self._client(client))
-            for helper in helpers:
-                helper.cancel()
+            listening.cancel()
 
     async def _listen(self) -> None:
         """Hear how jobs end; a socket that was lost goes on where it was."""
@@ -188,7 +188,7 @@ class Load:
 
     async def _sample(self) -> None:
         every, due = max(1, self.jobs // SAMPLES), 0
-        while True:
+        while self.done < self.jobs:  # and not until cancelled: a wait for nats-py may lose that
             if self.done >= due:
                 self.found.samples.append(await self.sampler.take(self.done))
                 due = self.done - self.done % every + every

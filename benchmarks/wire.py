@@ -7,10 +7,13 @@ measured too.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+
+from benchmarks.harness import PATIENCE_SECONDS
 
 
 class Connection(asyncio.Protocol):
@@ -47,6 +50,15 @@ class Connection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
+
+    async def insist(self, request: bytes) -> tuple[int, bytes]:
+        """Ask again while the server answers 503, as it does where it is too busy to know in time."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            status, body = await self.ask(request)
+            if status != 503 or time.monotonic() > deadline:
+                return status, body
+            await asyncio.sleep(0.2)
 
     def close(self) -> None:
         self._transport.close()
