@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -20,13 +23,37 @@ def alive(pid: int) -> bool:
 
 
 async def freeze(pid: int) -> None:
-    """Stop a process, and return when it has: until the signal has reached them all, its threads go on."""
-    os.kill(pid, signal.SIGSTOP)
-    await wait_until(lambda: _stands_still(pid), what=f"{pid} stands still")
+    """Stop a process and its children as a machine that swaps would, and return when they stand still: until
+    the signal has reached them all, their threads go on."""
+    for stopped in chain([pid], _children(pid)):  # which it cannot add to any more
+        _send(stopped, signal.SIGSTOP)
+        await wait_until(lambda pid=stopped: _stands_still(pid), what=f"{stopped} stands still")
+
+
+def thaw(pid: int) -> None:
+    """Let what was stopped go on."""
+    for stopped in (*_children(pid), pid):
+        _send(stopped, signal.SIGCONT)
+
+
+def _children(pid: int) -> Iterator[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        yield from (child.pid for child in psutil.Process(pid).children(recursive=True))
+
+
+def _send(pid: int, what: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, what)
 
 
 def _stands_still(pid: int) -> bool:
-    threads = list(Path(f"/proc/{pid}/task").glob("*/stat"))
-    if not threads:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
+    """Whether none of its threads runs; who has ended in the meantime stands stillest."""
+    try:
+        threads = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if not threads:
+            return bool(psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
+    except psutil.NoSuchProcess:
+        return True
+    except OSError:  # a thread ended while it was looked at
+        return False
+    return all(stat.rpartition(")")[2].split()[0] in "TZ" for stat in threads)

@@ -25,7 +25,7 @@ from forge.errors import DiskFull, PictureRefused, StoreFailed
 from forge.images import Picture, Workshop
 from forge.telemetry import numbers
 from pictures import PROFILE, bomb, chunk, encoded, exif, hostile, noise, png, profile, with_text
-from processes import alive
+from processes import alive, freeze
 from volumes import small_volume
 from waiting import wait_until
 
@@ -319,7 +319,7 @@ async def test_a_child_killed_at_work_is_replaced_and_the_picture_tried_again(
     workshop: Workshop, folder: Path
 ) -> None:
     (victim,) = workshop.pids
-    os.kill(victim, signal.SIGSTOP)
+    await freeze(victim)
     work = asyncio.ensure_future(developed(workshop, encoded(noise()), folder))
     await wait_until(lambda: content(folder), what="the order is given")
     os.kill(victim, signal.SIGKILL)
@@ -363,7 +363,7 @@ async def test_a_child_that_hangs_is_ended(
     await developed(workshop, encoded(noise()), folder)
     (victim,) = workshop.pids
     monkeypatch.setattr(images, "_SECONDS_PER_PICTURE", 0.5)
-    os.kill(victim, signal.SIGSTOP)
+    await freeze(victim)
     work = asyncio.ensure_future(developed(workshop, encoded(noise(seed=2)), folder))
     await wait_until(lambda: len(content(folder)) == 2, what="the order is given")
     monkeypatch.undo()  # the child that comes after may take its time
@@ -374,7 +374,7 @@ async def test_a_child_that_hangs_is_ended(
 async def test_a_cancelled_order_leaves_nothing_and_answers_nobody_else(
     workshop: Workshop, folder: Path
 ) -> None:
-    os.kill(workshop.pids[0], signal.SIGSTOP)
+    await freeze(workshop.pids[0])
     work = asyncio.ensure_future(developed(workshop, encoded(noise(seed=1)), folder))
     await wait_until(lambda: content(folder), what="the order is given")
     work.cancel()
@@ -502,7 +502,7 @@ async def test_children_die_with_a_killed_parent_even_when_they_do_not_listen(
     width, *pids = map(int, (await parent.stdout.readline()).split())
     assert width == 64
     assert len(pids) == 2
-    os.kill(pids[0], signal.SIGSTOP)
+    await freeze(pids[0])
     parent.kill()
     await parent.wait()
     await wait_until(lambda: not any(alive(pid) for pid in pids), what="both children ended")

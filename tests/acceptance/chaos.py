@@ -114,7 +114,7 @@ async def _killed(system: System, victim: str, away: float, dice: random.Random,
 
 async def _frozen(system: System, victim: str, away: float, dice: random.Random, say: Say) -> None:
     say(f"stop {victim} for {away:.1f} s")
-    system.freeze(victim)
+    await system.freeze(victim)
     await asyncio.sleep(away)
     system.thaw(victim)
 

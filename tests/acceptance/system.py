@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
-import psutil
 
 from acceptance.failpoints import ARMED, PLANTED
 from acceptance.links import Address, Link
@@ -27,6 +26,7 @@ from forge import bootstrap
 from forge.embedded import EmbeddedNats, EmbeddedPostgres, OwnedProcess
 from forge.settings import load
 from ports import free_port
+from processes import freeze, thaw
 from waiting import wait_until
 
 API = "/api/v1/comfyui"
@@ -177,19 +177,12 @@ class System:
             killed = {"event": "killed", "at": max(before, last) + 1e-6, "present": 0}
             record.write(json.dumps(killed).encode() + b"\n")
 
-    def freeze(self, name: str) -> None:
+    async def freeze(self, name: str) -> None:
         """Stop it as a machine that swaps would, with its children."""
-        self._send(name, signal.SIGSTOP)
+        await freeze(self.process(name).pid)
 
     def thaw(self, name: str) -> None:
-        self._send(name, signal.SIGCONT)
-
-    def _send(self, name: str, what: signal.Signals) -> None:
-        self.process(name).send(what)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.process(name).pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.send_signal(what)
+        thaw(self.process(name).pid)
 
     def terminate(self, name: str) -> None:
         """Ask one to end; it stays down."""

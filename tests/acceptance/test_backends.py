@@ -114,7 +114,7 @@ async def test_a_stopped_server_is_left_with_its_prompts_and_cleaned_when_it_goe
     asked = [request("mei") for _ in range(5)]
     jobs = [await ask_until_answered(mei, one) for one in asked]
     await wait_until(lambda: witness.simulator("sim")[-1]["present"] == 3, 60, "one runs, two wait")
-    system.freeze("sim")  # its socket takes connections and nobody answers
+    await system.freeze("sim")  # its socket takes connections and nobody answers
     await _all_complete(witness, jobs)
     await settled(witness, asked, given_up=["sim"])
     system.kill("generation")  # whoever knew what is still there

@@ -158,8 +158,8 @@ async def test_a_projector_that_is_not_there_leaves_the_tables_behind(clinic: Cl
 
 
 async def test_servers_that_hang_are_told_in_time(clinic: Clinic) -> None:
-    clinic.system.freeze("nats")
-    clinic.system.freeze("postgres")
+    await clinic.system.freeze("nats")
+    await clinic.system.freeze("postgres")
 
     async def told() -> dict[str, Finding]:
         async with asyncio.timeout(5 * SECONDS):

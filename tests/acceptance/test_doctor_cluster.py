@@ -17,6 +17,7 @@ from forge.broker import connect, request
 from forge.doctor import Finding, Level, examine
 from forge.embedded import EmbeddedNats
 from forge.errors import ForgeError
+from processes import freeze, thaw
 from waiting import wait_until
 
 NOWHERE = {"FORGE_POSTGRES_DSN": "postgresql://postgres@127.0.0.1:9/postgres"}
@@ -130,10 +131,10 @@ async def test_with_one_of_three_away_the_log_goes_on_and_with_two_it_does_not(w
     found = await ward.names(nats=f"{killed.url}: ")
     assert found["nats"].level == Level.WARNING
     assert "nats/cluster.conf" in found["nats"].remedy
-    frozen.process.send(signal.SIGSTOP)
+    await freeze(frozen.process.pid)
     found = await ward.names(nats="1 of 3 servers answer, too few to agree")
     assert f"{frozen.url}: no answer" in found["nats"].found
-    frozen.process.send(signal.SIGCONT)
+    thaw(frozen.process.pid)
     killed.launch()
     await ward.names()
 

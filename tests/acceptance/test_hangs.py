@@ -38,7 +38,7 @@ async def mei(system: System) -> AsyncIterator[httpx.AsyncClient]:
 async def test_a_frozen_api_holds_up_nobody_else(
     system: System, witness: Witness, mei: httpx.AsyncClient, asked: list[Asked]
 ) -> None:
-    system.freeze("api2")
+    await system.freeze("api2")
     asked.append(request("mei"))
     async with system.client("mei", "api2") as there:
         with pytest.raises(httpx.TimeoutException):
@@ -62,7 +62,7 @@ async def test_a_worker_that_wakes_up_late_concludes_nothing(
         asked.append(request("mei"))
         jobs.append(await ask_until_answered(mei, asked[-1]))
     await wait_until(lambda: witness.simulator("sim")[-1]["present"] == 3, 60, "three prompts")
-    system.freeze("generation")
+    await system.freeze("generation")
     system.start("generation2")
     for job in jobs:
         await happened(witness, "adopted", job=job)
@@ -76,7 +76,7 @@ async def test_a_worker_that_wakes_up_late_concludes_nothing(
 async def test_a_frozen_log_is_told_in_time(
     system: System, witness: Witness, mei: httpx.AsyncClient, asked: list[Asked]
 ) -> None:
-    system.freeze("nats")
+    await system.freeze("nats")
     asked.append(request("mei"))
     answered = await in_time(3, lambda: ask(mei, asked[-1]))  # a second, and room for a busy machine
     assert answered is None, "a 503 that says when to come again"
@@ -90,7 +90,7 @@ async def test_a_frozen_log_is_told_in_time(
 async def test_a_frozen_postgres_stops_reading_and_nothing_else(
     system: System, witness: Witness, mei: httpx.AsyncClient, asked: list[Asked]
 ) -> None:
-    system.freeze("postgres")
+    await system.freeze("postgres")
     asked.append(request("mei"))
     job = await ask_until_answered(mei, asked[-1])
     await happened(witness, "completed", job=job)

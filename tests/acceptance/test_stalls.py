@@ -38,7 +38,7 @@ async def test_a_process_that_stands_still_ends_and_one_that_was_stopped_does_no
     ):
         failpoints.arm(*BLOCKED.values(), action="block")
         frozen_at = time.monotonic()
-        system.freeze("projector")
+        await system.freeze("projector")
         asked = request("mei")
         with pytest.raises(httpx.TimeoutException):
             await mei.post("/jobs", json=asked.body, headers={"Idempotency-Key": asked.key}, timeout=1)

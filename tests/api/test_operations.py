@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,6 +25,7 @@ from forge.projections import reading
 from forge.projections.stats import bucket, percentile
 from forge.settings import Settings
 from forge.topology import subject
+from processes import freeze, thaw
 from waiting import wait_until
 
 ICON = {"job_type": "ui_icon", "params": {}}
@@ -370,8 +370,8 @@ async def test_a_frozen_database_costs_readers_a_second_and_submitters_nothing(
     monkeypatch.setattr(operations, "_CHECK_SECONDS", 1.0)
     job = await submit(mei)
     assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
-    pids = _with_children(postgres_server.process.pid)  # type: ignore[union-attr]
-    _signal(pids, signal.SIGSTOP)
+    postgres = postgres_server.process.pid  # type: ignore[union-attr]
+    await freeze(postgres)
     try:
         for path in (f"/jobs/{job['id']}", "/queue", "/assets", "/stats"):
             began = time.monotonic()
@@ -386,30 +386,13 @@ async def test_a_frozen_database_costs_readers_a_second_and_submitters_nothing(
             later = await submit(mei)
             assert (await mei.delete(f"/jobs/{later['id']}")).json()["status"] == "cancelled"
     finally:
-        _signal(pids, signal.SIGCONT)
+        thaw(postgres)
 
     async def back() -> bool:
         answer = await mei.get(f"/jobs/{later['id']}")
         return answer.status_code == 200 and answer.json()["status"] == "cancelled"
 
     await wait_until(back, timeout=60, what="reading works again")
-
-
-def _with_children(pid: int) -> list[int]:
-    import psutil
-
-    process = psutil.Process(pid)
-    return [pid, *(child.pid for child in process.children(recursive=True))]
-
-
-def _signal(pids: list[int], number: signal.Signals) -> None:
-    import os
-
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
 
 
 async def test_a_log_that_is_away_is_said_within_a_second_and_heals(
@@ -419,7 +402,7 @@ async def test_a_log_that_is_away_is_said_within_a_second_and_heals(
     assert (await mei.get(f"/jobs/{job['id']}", params={"min_seq": job["seq"]})).status_code == 200
     monkeypatch.setattr(admissions, "SUBMIT_SECONDS", 0.8)
     monkeypatch.setattr(operations, "_CHECK_SECONDS", 1.0)
-    _signal([nats_server.process.pid], signal.SIGSTOP)  # type: ignore[union-attr]
+    await freeze(nats_server.process.pid)  # type: ignore[union-attr]
     assert "Postgres" not in await unready(served, "log_whole"), "whose fault it is not"
     nats_server.kill()
 

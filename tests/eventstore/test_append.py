@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from forge.embedded import EmbeddedNats
 from forge.errors import Conflict, LogUnavailable, LogUnreadable
 from forge.events.catalogue import Event
 from forge.eventstore import MAX_BATCH, Draft, EventStore
+from processes import freeze, thaw
 
 LEDGER = topology.admissions("mei")
 FACTS = topology.job("mei", JOB)
@@ -159,12 +159,12 @@ async def test_what_was_written_without_an_answer_is_recognised(
     events: EventStore, nats_server: EmbeddedNats, drafts: list[Draft]
 ) -> None:
     assert nats_server.process is not None
-    nats_server.process.send(signal.SIGSTOP)
+    await freeze(nats_server.process.pid)
     try:
         with pytest.raises(LogUnavailable):
             await events.append(drafts, within=0.3)
     finally:
-        nats_server.process.send(signal.SIGCONT)
+        thaw(nats_server.process.pid)
     records = await events.append(drafts)
     assert await events.head() == len(drafts)
     assert [await events.at(record.seq) for record in records] == records

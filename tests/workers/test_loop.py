@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -18,6 +17,7 @@ from forge.errors import LogUnavailable
 from forge.topology import DISPATCH, GENERATION, order
 from forge.workers import loop
 from forge.workers.loop import Delivery, Outcome, consume
+from processes import freeze, thaw
 from waiting import wait_until
 
 ACK_WAIT = 2.5
@@ -160,11 +160,11 @@ async def test_a_lost_lease_stops_the_work_and_another_begins_it(
     async with working(nats_client, hands):
         await wait_until(lambda: hands.seen)
         assert nats_server.process is not None
-        nats_server.process.send(signal.SIGSTOP)
+        await freeze(nats_server.process.pid)
         try:
             await wait_until(lambda: hands.cancelled, what="the work was stopped")
         finally:
-            nats_server.process.send(signal.SIGCONT)
+            thaw(nats_server.process.pid)
         hands.go_on.set()
         await wait_until(lambda: _empty(nats_client))
     assert (hands.seen, hands.cancelled) == ([b"1"] * 2, 1)
