@@ -75,6 +75,7 @@ async def test_the_leader_of_the_log_is_killed_and_nothing_is_lost(
 async def test_each_server_leaves_and_comes_back_under_load_and_nothing_is_lost(
     system: System, nodes: list[Node], witness: Witness, asked: list[Asked]
 ) -> None:
+    earlier = len(system.deaths)
     await system.order("sim", "render", {"least_ms": 5, "most_ms": 20})
     async with balanced(system) as (client, balancer):
         load = Load(client, asked, scaled(20))
@@ -91,7 +92,7 @@ async def test_each_server_leaves_and_comes_back_under_load_and_nothing_is_lost(
     assert set(ends(evidence)) == {"completed"}
     assert balancer.broken == []
     assert balancer.answers.keys() <= {200, 202, 503}
-    assert system.deaths == []
+    assert system.deaths[earlier:] == [], "a server that hands over ends nobody; one that is killed may"
 
 
 async def restarted(system: System, node: Node) -> None:
