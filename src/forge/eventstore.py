@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID, uuid4
 
@@ -19,7 +20,16 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from forge.broker import BrokerRefused, exchange, heed_cancellation, request, stored, understood
+from forge.broker import (
+    BrokerRefused,
+    ends,
+    exchange,
+    heed_cancellation,
+    request,
+    stored,
+    stored_at,
+    understood,
+)
 from forge.domain.chain import ARRIVED
 from forge.errors import Conflict, LogUnavailable, LogUnreadable
 from forge.events.catalogue import Event, encode
@@ -246,17 +256,17 @@ class EventStore:
         """The event at one position, None where there is none."""
         if self.before is not None and seq <= self.before.through:
             return await self.before.at(seq, timeout)
-        return await self._get({"seq": seq}, timeout)
+        return await self._get(partial(stored_at, self.nc, self.stream, seq, timeout))
 
     async def id_at(self, seq: int, *, timeout: float = 2.0) -> str | None:
         """The id of the event at one position, which need not be readable otherwise; None where there is none
         or it is damaged."""
-        message = await stored(self.nc, self.stream, {"seq": seq}, timeout)
+        message = await stored_at(self.nc, self.stream, seq, timeout)
         return None if message is None else (message.headers or {}).get("ce-id", "")
 
     async def last(self, filter_: str, *, timeout: float = 2.0) -> Recorded | None:
         """The newest event a filter covers."""
-        found = await self._get({"last_by_subj": filter_}, timeout)
+        found = await self._get(partial(stored, self.nc, self.stream, {"last_by_subj": filter_}, timeout))
         if found is None and self.before is not None:
             return await self.before.last(filter_, timeout)
         return found
@@ -290,12 +300,11 @@ class EventStore:
 
     async def head(self) -> int:
         """The sequence of the newest event, 0 in an empty log."""
-        info = msgspec.json.decode(await request(self.nc, f"STREAM.INFO.{self.stream}"))
-        return int(info["state"]["last_seq"])
+        return (await ends(self.nc, self.stream))[1]
 
-    async def _get(self, query: dict[str, object], timeout: float) -> Recorded | None:
+    async def _get(self, look: Callable[[], Awaitable[Msg | None]]) -> Recorded | None:
         async def get() -> Recorded | None:
-            message = await stored(self.nc, self.stream, query, timeout)
+            message = await look()
             return None if message is None else _recorded(message)
 
         return await _unspoilt(get)

@@ -27,7 +27,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from forge.broker import BrokerRefused, request, stored
+from forge.broker import BrokerRefused, ends, request, stored, stored_at
 from forge.domain.chain import ARRIVED, Entry, written
 from forge.domain.wholeness import gap
 from forge.errors import LogDamaged, LogUnavailable, LogUnreadable
@@ -120,7 +120,7 @@ async def _once_more(nc: Client, stream: str, message: _Message, error: LogUnrea
         LogUnreadable: it was not.
     """
     try:
-        found = await stored(nc, stream, {"seq": message.seq})
+        found = await stored_at(nc, stream, message.seq)
     except LogUnavailable:
         raise error from None
     if found is None:
@@ -170,10 +170,10 @@ async def _still_there(nc: Client, stream: str, last: _Message) -> None:
         LogDamaged: it did.
         LogUnavailable: no answer.
     """
-    head, first = await _ends(nc, stream)
+    first, head = await ends(nc, stream)
     if head < last.seq:
         raise LogDamaged(f"it ends at event {head}, and event {last.seq} was read from it before")
-    found = await stored(nc, stream, {"seq": last.seq})
+    found = await stored_at(nc, stream, last.seq)
     if found is None and first <= last.seq:
         raise LogDamaged(f"event {last.seq} can not be read any more")
     if found is not None and _id(found) != _id(last.of):
@@ -182,11 +182,6 @@ async def _still_there(nc: Client, stream: str, last: _Message) -> None:
 
 def _id(message: Msg) -> str:
     return (message.headers or {}).get("ce-id", "")
-
-
-async def _ends(nc: Client, stream: str) -> tuple[int, int]:
-    state = msgspec.json.decode(await request(nc, f"STREAM.INFO.{stream}"))["state"]
-    return state["last_seq"], state["first_seq"]
 
 
 class _Reader:

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from nats.aio.client import Client
 
 from forge import archive, database, guard
-from forge.broker import stored
+from forge.broker import stored_at
 from forge.database import Connection, Pool
 from forge.domain.chain import Entry, written
 from forge.errors import Conflict, DatabaseUnavailable, LogUnavailable
@@ -76,6 +76,6 @@ async def _as_it_is(nc: Client, entry: Entry) -> None:
     Raises:
         LogUnavailable: the log has something else, or does not answer.
     """
-    found = await stored(nc, EVENTS, {"seq": entry.seq})
+    found = await stored_at(nc, EVENTS, entry.seq)
     if found is None or (written(found.headers or {}), found.data) != (entry.headers, entry.data):
         raise LogUnavailable(f"event {entry.seq} arrived garbled")
