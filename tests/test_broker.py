@@ -70,6 +70,22 @@ async def test_a_connection_heals_itself_and_its_end_is_told(nats_server: Embedd
     assert ended.is_set()
 
 
+async def test_why_the_server_ended_a_connection_is_told(
+    nats_server: EmbeddedNats, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = asyncio.Event()
+
+    async def on_closed() -> None:
+        ended.set()
+
+    nc = await connect(nats_server.url, "test", on_closed=on_closed)
+    nc._transport.write(b"no word of the protocol\r\n")
+    async with asyncio.timeout(30):
+        await ended.wait()
+    [told] = [record for record in caplog.records if "for good" in record.message]
+    assert "unknown protocol operation" in told.error
+
+
 async def test_a_server_that_is_away_is_mentioned_once_and_so_is_its_return(
     nats_server: EmbeddedNats, caplog: pytest.LogCaptureFixture
 ) -> None:

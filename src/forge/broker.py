@@ -184,6 +184,8 @@ async def connect(
         told.clear()
 
     async def closed() -> None:
+        if connected and nc.last_error is not None:  # nats-py tells nobody
+            log.error("nats ended the connection for good", extra={"as": role, "error": repr(nc.last_error)})
         if on_closed is not None:
             await on_closed()
 
