@@ -70,7 +70,7 @@ async def test_a_connection_heals_itself_and_its_end_is_told(nats_server: Embedd
     assert ended.is_set()
 
 
-async def test_why_the_server_ended_a_connection_is_told(
+async def test_what_a_server_ends_a_connection_for_is_told(
     nats_server: EmbeddedNats, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended = asyncio.Event()
@@ -82,8 +82,8 @@ async def test_why_the_server_ended_a_connection_is_told(
     nc._transport.write(b"no word of the protocol\r\n")
     async with asyncio.timeout(30):
         await ended.wait()
-    [told] = [record for record in caplog.records if "for good" in record.message]
-    assert "unknown protocol operation" in told.error
+    [told] = [record for record in caplog.records if record.message == "nats error"]
+    assert "Unknown Protocol Operation".lower() in told.error.lower()
 
 
 async def test_a_server_that_is_away_is_mentioned_once_and_so_is_its_return(

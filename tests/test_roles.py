@@ -273,11 +273,11 @@ async def test_what_is_not_set_up_is_waited_for_and_then_named(nats_server: Embe
 
 async def test_who_waits_for_it_goes_when_told_to_stop(nats_server: EmbeddedNats) -> None:
     nc, stop = await connect(nats_server.url, "test"), asyncio.Event()
-    waiting = asyncio.create_task(bootstrap._set_up(nc, WORKER, stop))
+    waiting = asyncio.create_task(bootstrap._came(topology.await_setup(nc, bootstrap.NEEDS[WORKER]), stop))
     stop.set()
     assert not await asyncio.wait_for(waiting, 20)
     await topology.apply(nc)
-    assert await bootstrap._set_up(nc, WORKER, asyncio.Event())
+    assert await bootstrap._came(topology.await_setup(nc, bootstrap.NEEDS[WORKER]), asyncio.Event())
     await nc.close()
 
 

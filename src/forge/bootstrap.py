@@ -144,9 +144,11 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
         users = sorted({USER_OF_ROLE[role] for role in roles})
         connections = {user: await _nats(stack, settings, user) for user in users}
         events = EventStore(connections[users[0]])
+        if not await _came(topology.await_leader(events.nc), stop):
+            return
         await guard.at_start(events, settings.postgres_dsn)
         for user, nc in connections.items():
-            if not await _set_up(nc, user, stop):
+            if not await _came(topology.await_setup(nc, NEEDS[user]), stop):
                 return
         before = await stack.enter_async_context(closed.found(connections[users[0]], settings.postgres_dsn))
         logs = {user: EventStore(nc, before=before) for user, nc in connections.items()}
@@ -285,8 +287,10 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, API)
+        if not await _came(topology.await_leader(nc), stop):
+            return
         await guard.at_start(EventStore(nc), settings.postgres_dsn)
-        if not await _set_up(nc, API, stop):
+        if not await _came(topology.await_setup(nc, NEEDS[API]), stop):
             return
         try:
             await database.migrate(settings.postgres_dsn)
@@ -415,19 +419,18 @@ async def _migrated(settings: Settings, patience: float = 30.0) -> None:
             return
 
 
-async def _set_up(nc: Client, user: str, stop: asyncio.Event) -> bool:
-    """Whether the streams that this user needs are there; not, when told to stop while waiting for them."""
-    there = asyncio.create_task(topology.await_setup(nc, NEEDS[user]))
-    told = asyncio.create_task(stop.wait())
+async def _came(awaited: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Whether what is waited for came; not, when told to stop before."""
+    coming, told = asyncio.create_task(awaited), asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({there, told}, return_when=asyncio.FIRST_COMPLETED)
-        if there.done():
-            there.result()
-        return there.done()
+        await asyncio.wait({coming, told}, return_when=asyncio.FIRST_COMPLETED)
+        if coming.done():
+            coming.result()
+        return coming.done()
     finally:
-        for task in (there, told):
+        for task in (coming, told):
             task.cancel()
-        await asyncio.gather(there, told, return_exceptions=True)
+        await asyncio.gather(coming, told, return_exceptions=True)
 
 
 def _stop_on_signals() -> asyncio.Event:

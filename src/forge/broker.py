@@ -30,6 +30,7 @@ CONNECT_SECONDS = 10.0
 
 _NOT_LET_IN = "authorization violation"
 _NOT_PERMITTED = "permissions violation"
+_STALE = "stale connection"
 
 
 class BrokerRefused(ForgeError):
@@ -68,7 +69,7 @@ _BEHIND_SECONDS = 1.0
 
 
 class _Client(Client):
-    """nats-py, but for five things."""
+    """nats-py, but for six things."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,6 +89,12 @@ class _Client(Client):
         if server is not None and server.uri.scheme == "tls" and not info.get("tls_required"):
             raise nats.errors.Error("it offers no TLS")
         await super()._process_info(info, initial_connection)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Its own ends the connection for good at most of what a server complains of, without a word."""
+        if not any(mild in err_msg.lower() for mild in (_STALE, _NOT_PERMITTED)):
+            await self._error_cb(nats.errors.Error(f"nats: {err_msg}"))
+        await super()._process_err(err_msg)
 
     async def _request_new_style(
         self, subject: str, payload: bytes, timeout: float = 1, headers: dict[str, Any] | None = None
@@ -184,8 +191,6 @@ async def connect(
         told.clear()
 
     async def closed() -> None:
-        if connected and nc.last_error is not None:  # nats-py tells nobody
-            log.error("nats ended the connection for good", extra={"as": role, "error": repr(nc.last_error)})
         if on_closed is not None:
             await on_closed()
 

@@ -282,18 +282,25 @@ async def apply(nc: Client, folder: Path | None = None, *, replicas: int | None 
 
 
 async def await_leader(nc: Client, within: float = 30.0) -> None:
-    """Wait until the servers of a cluster that have just started have agreed on one that leads.
+    """Wait until the servers of a cluster that have just started have agreed on who leads the log.
 
     Raises:
         LogUnavailable: they have not.
     """
-    deadline = asyncio.get_running_loop().time() + within
+    deadline, told = asyncio.get_running_loop().time() + within, False
     while True:
         try:
-            await request(nc, "INFO", timeout=2.0)
+            await request(nc, f"STREAM.INFO.{EVENTS}", timeout=2.0)
+        except BrokerRefused as refused:
+            if refused.err_code in NOT_FOUND:  # who says that there is none yet leads, too
+                return
+            raise
         except LogUnavailable:
             if asyncio.get_running_loop().time() > deadline:
                 raise
+            if not told:
+                told = True
+                log.warning("waiting: no server leads the log")
             await asyncio.sleep(0.2)
         else:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -13,11 +14,13 @@ import pytest
 
 from acceptance.balancing import Load, balanced
 from acceptance.checker import Asked
-from acceptance.cluster import Node, clustered, led_by_another, state, whole
+from acceptance.cluster import SIZE, Node, cluster, clustered, led_by_another, state, whole
 from acceptance.evidence import Witness
 from acceptance.players import SEED, Crowd, ask_until_answered, request, scaled
 from acceptance.settling import ends, happened, settled
 from acceptance.system import System, say
+from forge import bootstrap
+from forge.settings import load
 from waiting import wait_until
 
 USERS = 6
@@ -75,7 +78,6 @@ async def test_the_leader_of_the_log_is_killed_and_nothing_is_lost(
 async def test_each_server_leaves_and_comes_back_under_load_and_nothing_is_lost(
     system: System, nodes: list[Node], witness: Witness, asked: list[Asked]
 ) -> None:
-    earlier = len(system.deaths)
     await system.order("sim", "render", {"least_ms": 5, "most_ms": 20})
     async with balanced(system) as (client, balancer):
         load = Load(client, asked, scaled(20))
@@ -92,7 +94,44 @@ async def test_each_server_leaves_and_comes_back_under_load_and_nothing_is_lost(
     assert set(ends(evidence)) == {"completed"}
     assert balancer.broken == []
     assert balancer.answers.keys() <= {200, 202, 503}
-    assert system.deaths[earlier:] == [], "a server that hands over ends nobody; one that is killed may"
+    assert system.deaths == []
+
+
+@pytest.mark.timeout(240)
+async def test_who_starts_before_a_server_leads_waits_for_it(root: Path) -> None:
+    nodes = cluster(root)
+    more = {"FORGE_NATS_URL": ",".join(node.url for node in nodes), "FORGE_NATS_REPLICAS": str(SIZE)}
+    system = System(root, render_ms="50", nats=nodes[0], **more)
+    try:
+        system.start("nats", "postgres")
+        system.nats.wait_ready()
+        system.postgres.wait_ready()
+        early = ("api", "housekeeping")
+        system.start(*early)
+        for name in early:
+            await wait_until(lambda name=name: "no server leads" in words(system, name), 60, f"{name} waits")
+        for node in nodes[1:]:
+            node.launch()
+        await bootstrap.setup(load(system.environ("api")))
+        await system.working("housekeeping")
+        async with httpx.AsyncClient(base_url=system.url("api")) as asking:
+
+            async def ready() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return (await asking.get("/readyz")).status_code == 200
+                return False
+
+            await wait_until(ready, 60, "the API serves", 0.1)
+        assert all(system.process(name).running for name in early)
+    finally:
+        for node in nodes[1:]:
+            node.kill()
+        system.stop()
+
+
+def words(system: System, name: str) -> str:
+    """What a process has said."""
+    return (system.root / "log" / f"{name}.log").read_text()
 
 
 async def restarted(system: System, node: Node) -> None:
