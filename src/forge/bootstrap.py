@@ -28,7 +28,7 @@ from forge.comfyui.workflows import load as load_workflows
 from forge.commands import Jobs
 from forge.credentials import API, CLEANUP, OPERATOR, PROJECTOR, USER_OF_ROLE, WORKER, login
 from forge.domain.dispatch import Line
-from forge.errors import DatabaseUnavailable, ForgeError
+from forge.errors import DatabaseUnavailable, ForgeError, LogUnavailable
 from forge.eventstore import EventStore
 from forge.images import Workshop
 from forge.keys import Keys
@@ -143,17 +143,12 @@ async def _worker(settings: Settings, roles: frozenset[str]) -> None:
             fields["port"] = await stack.enter_async_context(serving)
         users = sorted({USER_OF_ROLE[role] for role in roles})
         connections = {user: await _nats(stack, settings, user) for user in users}
-        events = EventStore(connections[users[0]])
-        if not await _came(topology.await_leader(events.nc), stop):
+        if not await _came(_await_log(connections, settings.postgres_dsn), stop):
             return
-        await guard.at_start(events, settings.postgres_dsn)
-        for user, nc in connections.items():
-            if not await _came(topology.await_setup(nc, NEEDS[user]), stop):
-                return
         before = await stack.enter_async_context(closed.found(connections[users[0]], settings.postgres_dsn))
         logs = {user: EventStore(nc, before=before) for user, nc in connections.items()}
         endless, draining = await _roles(stack, logs, settings, roles, stop, status)
-        status.checks["log"] = events.head
+        status.checks["log"] = logs[users[0]].head
         status.working = True
         log.info("working", extra=fields)
         await _run(endless, draining, stop)
@@ -287,10 +282,7 @@ async def _api(settings: Settings, open_to_loopback: bool) -> None:
     stop = _stop_on_signals()
     async with AsyncExitStack() as stack:
         nc = await _nats(stack, settings, API)
-        if not await _came(topology.await_leader(nc), stop):
-            return
-        await guard.at_start(EventStore(nc), settings.postgres_dsn)
-        if not await _came(topology.await_setup(nc, NEEDS[API]), stop):
+        if not await _came(_await_log({API: nc}, settings.postgres_dsn), stop):
             return
         try:
             await database.migrate(settings.postgres_dsn)
@@ -412,6 +404,30 @@ async def _migrated(settings: Settings, patience: float = 30.0) -> None:
         try:
             await database.migrate(settings.postgres_dsn)
         except DatabaseUnavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+        else:
+            return
+
+
+async def _await_log(connections: dict[str, Client], dsn: str, patience: float = 30.0) -> None:
+    """Wait until the log is led, and found whole, and each user has what it needs; from the start again where
+    nobody answers in between: a leader was lost, or a stream is so new that it has none yet.
+
+    Raises:
+        LogUnavailable: still no answer.
+        NotSetUp, LogDamaged, DatabaseUnavailable: as :mod:`forge.topology` and :mod:`forge.guard` say.
+    """
+    deadline = asyncio.get_running_loop().time() + patience
+    nc = next(iter(connections.values()))
+    while True:
+        await topology.await_leader(nc)
+        try:
+            await guard.at_start(EventStore(nc), dsn)
+            for user, each in connections.items():
+                await topology.await_setup(each, NEEDS[user])
+        except LogUnavailable:
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(0.2)

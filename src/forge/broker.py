@@ -61,6 +61,9 @@ class _Info(msgspec.Struct):
     state: _Ends
 
 
+_LEADERLESS = 10008
+"""Servers of a cluster that lack a leader for ten seconds refuse at once: as good as no answer."""
+
 _answer = msgspec.json.Decoder(_Answer)
 _info = msgspec.json.Decoder(_Info)
 
@@ -219,11 +222,13 @@ async def request(nc: Client, subject: str, payload: Any = None, *, timeout: flo
 
     Raises:
         BrokerRefused: the server's own error, with its code.
-        LogUnavailable: no answer in time; whether the call took effect is unknown.
+        LogUnavailable: no answer in time, or no leader; whether the call took effect is unknown.
     """
     body = b"" if payload is None else msgspec.json.encode(payload)
     answer = await exchange(nc, f"$JS.API.{subject}", body, None, timeout)
     error = understood(_answer, answer).error
+    if error is not None and error.err_code == _LEADERLESS:
+        raise LogUnavailable(f"no NATS server leads: {error.description}")
     if error is not None:
         raise BrokerRefused(error.err_code, error.description)
     return answer

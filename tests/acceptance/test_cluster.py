@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import nats
+import nats.errors
 import pytest
 
 from acceptance.balancing import Load, balanced
 from acceptance.checker import Asked
-from acceptance.cluster import SIZE, Node, cluster, clustered, led_by_another, state, whole
+from acceptance.cluster import ONCE, SIZE, Node, cluster, clustered, led_by_another, state, whole
 from acceptance.evidence import Witness
 from acceptance.players import SEED, Crowd, ask_until_answered, request, scaled
 from acceptance.settling import ends, happened, settled
@@ -106,32 +109,47 @@ async def test_who_starts_before_a_server_leads_waits_for_it(root: Path) -> None
         system.start("nats", "postgres")
         system.nats.wait_ready()
         system.postgres.wait_ready()
+        await wait_until(lambda: says_that_none_leads(nodes[0]), 60, "alone it says so, after ten seconds")
         early = ("api", "housekeeping")
         system.start(*early)
         for name in early:
-            await wait_until(lambda name=name: "no server leads" in words(system, name), 60, f"{name} waits")
+            await wait_until(lambda name=name: "no server leads" in said(system, name), 60, f"{name} waits")
         for node in nodes[1:]:
             node.launch()
         await bootstrap.setup(load(system.environ("api")))
-        await system.working("housekeeping")
+        await wait_until(lambda: '"working"' in said(system, "housekeeping"), 60, "the worker works")
         async with httpx.AsyncClient(base_url=system.url("api")) as asking:
 
             async def ready() -> bool:
+                said(system, "api")
                 with contextlib.suppress(httpx.TransportError):
                     return (await asking.get("/readyz")).status_code == 200
                 return False
 
             await wait_until(ready, 60, "the API serves", 0.1)
-        assert all(system.process(name).running for name in early)
     finally:
         for node in nodes[1:]:
             node.kill()
         system.stop()
 
 
-def words(system: System, name: str) -> str:
-    """What a process has said."""
-    return (system.root / "log" / f"{name}.log").read_text()
+async def says_that_none_leads(node: Node) -> bool:
+    """Before that it says nothing."""
+    nc = await nats.connect(node.url, **ONCE)
+    try:
+        answer = await nc.request("$JS.API.STREAM.INFO.FORGE_EVENTS", b"", timeout=2)
+    except nats.errors.TimeoutError:
+        return False
+    finally:
+        await nc.close()
+    return bool(json.loads(answer.data)["error"]["err_code"] == 10008)
+
+
+def said(system: System, name: str) -> str:
+    """What a process that has not ended has said."""
+    process = system.process(name)
+    assert process.running, f"{name} ended with {process.exit_status}: {process.last_words()}"
+    return process.log.read_text()
 
 
 async def restarted(system: System, node: Node) -> None:
