@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 ARMED, PLANTED, HASTE = "FORGE_TEST_ARMED", "FORGE_TEST_PLANTED", "FORGE_TEST_HASTE"
-HASTY_ADOPTIONS, HASTY_ATTEMPTS = 2, 2
+HASTY_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def wrap(place: Place, happen: Callable[[Sequence[Any]], None]) -> None:
 
 
 def hurry(haste: float) -> None:
-    """Let leases and back-offs pass so many times as fast, and fewer workers be lost on an attempt; the
-    consumer's own wait is for the test to set."""
+    """Let leases and back-offs pass so many times as fast, and a job have fewer attempts; the consumer's own
+    wait is for the test to set."""
     from forge import watchdog
     from forge.domain import jobs
     from forge.workers import loop
@@ -179,7 +179,6 @@ def hurry(haste: float) -> None:
     loop.HEARTBEAT_SECONDS /= haste
     loop.LEASE_SECONDS /= haste
     watchdog.TICK_SECONDS /= haste
-    jobs.MAX_ADOPTIONS = HASTY_ADOPTIONS
     admitted = jobs.admitted
     jobs.admitted = lambda *given: msgspec.structs.replace(admitted(*given), max_attempts=HASTY_ATTEMPTS)
     jobs.BACKOFF_SECONDS = (2.0 / haste, 10.0 / haste, 60.0 / haste)
