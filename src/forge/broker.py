@@ -62,7 +62,7 @@ class _Info(msgspec.Struct):
 
 
 _LEADERLESS = 10008
-"""Servers of a cluster that lack a leader for ten seconds refuse at once: as good as no answer."""
+"""Servers of a cluster without a leader for ten seconds refuse: as good as the silence before."""
 
 _answer = msgspec.json.Decoder(_Answer)
 _info = msgspec.json.Decoder(_Info)
