@@ -36,6 +36,7 @@ class Loaded(msgspec.Struct, frozen=True):
     requested: Meta
     seq: int
     facts: tuple[Recorded, ...] = ()
+    """As :meth:`forge.eventstore.EventStore.load` gives them: of adoptions of one attempt only the newest."""
 
 
 async def no_entries() -> list[Entry]:

@@ -216,7 +216,8 @@ class EventStore:
     # ---------------------------------------------------------------- reading
 
     async def load(self, filter_: str, *, timeout: float = 2.0) -> Boundary:
-        """The last event of every subject a filter covers, in order: for a job, all its facts.
+        """The last event of every subject a filter covers, in order: for a job, all its facts, of adoptions
+        and redirections of one attempt only the newest, which counts them.
 
         At most 1 024 subjects, by the server's rule.
 

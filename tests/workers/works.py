@@ -208,7 +208,7 @@ class Works:
         await self.jobs.act(await self.load(job), Cancel(), actor="mei", name="cancel")
 
     async def facts(self, job: UUID) -> list[str]:
-        """What happened to a job so far, in words."""
+        """What happened to a job so far, in words; each only once in an attempt."""
         return [record.event.type.rpartition(".")[2] for record in (await self.load(job)).facts]
 
     async def happened(self, job: UUID, fact: str, timeout: float = 60.0) -> None:
